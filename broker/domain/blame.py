@@ -1,0 +1,69 @@
+"""What a failure does to the shared health: which row, into which state, for how long."""
+
+from __future__ import annotations
+
+from broker.domain.credential import Credential
+from broker.domain.failure import Effect, Failure
+from broker.domain.health import (
+    HealthReport,
+    HealthState,
+    credential_subject,
+    endpoint_subject,
+    group_subject,
+    model_subject,
+)
+
+REVOKED_FOR = 900.0
+SUSPECT_FOR = 60.0
+EXHAUSTED_FOR = 300.0
+EXCLUDED_FOR = 600.0
+COOLING_FOR = 2.0
+OVERLOADED_FOR = 5.0
+OVERLOADED_AT_MOST = 60.0
+STREAK = 3
+"""Transport losses in a row after which a credential is doubted. All spans are seconds until it may be tried again."""
+
+
+def blame(
+    failure: Failure,
+    credential: Credential,
+    model: str,
+    *,
+    confirmed: bool,
+    streak: int,
+    evidence: str,
+    now: float,
+    chance: float,
+) -> HealthReport | None:
+    """The report a failure deserves, or None.
+
+    `confirmed`: nothing speaks for the request being at fault. `streak`: transport losses of this credential in a
+    row. `evidence` is the turn. `chance` in [0, 1) spreads those who wait for one and the same time.
+    """
+    because = failure.code or failure.kind.value
+    until = failure.until if failure.until is not None else None
+    if until is None and failure.retry_after is not None:
+        until = now + failure.retry_after
+
+    def report(subject: str, state: HealthState, lasting: float, until: float | None = None) -> HealthReport:
+        return HealthReport(subject, state, lasting, until, because, evidence)
+
+    match failure.row.effect:
+        case Effect.REVOKE if confirmed and failure.names_key:
+            return report(credential_subject(credential), HealthState.REVOKED, REVOKED_FOR)
+        case Effect.REVOKE:
+            return report(credential_subject(credential), HealthState.SUSPECT, SUSPECT_FOR)
+        case Effect.EXHAUST:
+            return report(group_subject(credential), HealthState.EXHAUSTED, EXHAUSTED_FOR, until)
+        case Effect.COOL:
+            jittered = None if until is None else until + (until - now) * 0.1 * chance
+            lasting = COOLING_FOR * (1 + chance)
+            return report(credential_subject(credential), HealthState.COOLING, lasting, jittered)
+        case Effect.COOL_ENDPOINT:
+            lasting = min(failure.retry_after or OVERLOADED_FOR, OVERLOADED_AT_MOST)
+            return report(endpoint_subject(credential), HealthState.COOLING, lasting)
+        case Effect.EXCLUDE_MODEL if confirmed:
+            return report(model_subject(credential, model), HealthState.COOLING, EXCLUDED_FOR)
+        case Effect.SUSPECT_BY_STREAK if not failure.orderly and streak >= STREAK:
+            return report(credential_subject(credential), HealthState.SUSPECT, SUSPECT_FOR)
+    return None

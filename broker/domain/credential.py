@@ -1,0 +1,72 @@
+"""A credential: one upstream identity, and the type that keeps its secret out of sight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+class Secret:
+    """A string that only `reveal()` gives away; `repr`, `str` and `format` show `***`, and it cannot be pickled."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The secret itself. Call it where the bytes leave the process, and nowhere else."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return "***"
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._value))
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret is not serialised")
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """One upstream identity the operator owns.
+
+    `models` empty means any model; `aliases` maps the client's model name to the upstream's. `weight` is relative,
+    a lower `priority` is used first, `max_in_flight` 0 means no cap, `max_age` is in seconds. `limit_group` names
+    what shares its quota, `boundary` what can read its encrypted reasoning and stored responses.
+    """
+
+    name: str
+    base_url: str
+    secret: Secret
+    vendor: str = "custom"
+    models: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    weight: float = 1.0
+    priority: int = 0
+    limit_group: str = ""
+    boundary: str = ""
+    max_age: float = 3300.0
+    max_in_flight: int = 0
+
+    def serves(self, model: str) -> bool:
+        """Whether this credential may be asked for `model` (an unnamed model is the vendor's to refuse)."""
+        return not self.models or not model or model in self.models or model in self.aliases
+
+    def upstream_model(self, model: str) -> str:
+        """The name under which the vendor knows `model`."""
+        return self.aliases.get(model, model)

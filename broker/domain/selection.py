@@ -1,0 +1,103 @@
+"""Selection: which credential serves a turn. One pure function, one choke point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from broker.domain.credential import Credential
+from broker.domain.health import HealthSnapshot, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a turn asks of a credential.
+
+    `preferred` is the pin: a preference that never outranks health. `boundary`, where given, is the only one that
+    can serve the turn. `excluded` are the credentials that this turn has already tried.
+    """
+
+    model: str
+    preferred: str | None = None
+    boundary: str | None = None
+    excluded: AbstractSet[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One credential as selection saw it, and why it was passed over (empty: it was not)."""
+
+    credential: Credential
+    verdict: Verdict
+    load: float
+    passed_over: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The credential taken, if any, and every candidate in the order of preference."""
+
+    credential: Credential | None
+    candidates: Sequence[Candidate] = field(default=())
+
+
+def select(
+    pool: Sequence[Credential],
+    health: HealthSnapshot,
+    in_flight: Mapping[str, int],
+    wish: Wish,
+    *,
+    now: float,
+    chance: float,
+) -> Choice:
+    """Choose a credential for one turn.
+
+    Order: usable, then trusted before doubted before spared (see `Verdict.rank`), then the pin, then the lower
+    priority tier, then the least load by weight; `chance` in [0, 1) breaks ties. A doubted pin keeps its session, for
+    doubt is no evidence and moving costs the prompt cache; a spared one gives way to whoever is better off.
+    """
+    candidates = [_look(credential, health, in_flight, wish, now) for credential in pool]
+    offset = int(chance * len(pool)) if pool else 0
+    ranked = sorted(
+        enumerate(candidates),
+        key=lambda entry: _order(entry[1], wish, (entry[0] - offset) % len(pool)),
+    )
+    ordered = [candidate for _, candidate in ranked]
+    taken = next((c.credential for c in ordered if not c.passed_over), None)
+    return Choice(taken, ordered)
+
+
+def _look(
+    credential: Credential, health: HealthSnapshot, in_flight: Mapping[str, int], wish: Wish, now: float
+) -> Candidate:
+    verdict = health.verdict(credential, wish.model, now)
+    running = in_flight.get(credential.name, 0)
+    return Candidate(credential, verdict, running / credential.weight, _why_not(credential, verdict, running, wish))
+
+
+def _why_not(credential: Credential, verdict: Verdict, running: int, wish: Wish) -> str:
+    if not credential.serves(wish.model):
+        return "model"
+    if wish.boundary is not None and credential.boundary != wish.boundary:
+        return "boundary"
+    if credential.name in wish.excluded:
+        return "tried"
+    if verdict.row is not None and not verdict.usable:
+        return verdict.row.state.value
+    if credential.max_in_flight and running >= credential.max_in_flight:
+        return "busy"
+    return ""
+
+
+def _order(candidate: Candidate, wish: Wish, turn: int) -> tuple[bool, int, bool, int, float, int]:
+    pinned = candidate.credential.name == wish.preferred
+    rank = candidate.verdict.rank or 0
+    return (
+        bool(candidate.passed_over),
+        0 if pinned and rank == 1 else rank,
+        not pinned,
+        candidate.credential.priority,
+        candidate.load,
+        turn,
+    )

@@ -1,0 +1,62 @@
+"""A session: a client's conversation, which outlives sockets, nodes and credentials."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """The credential a session is bound to.
+
+    `(epoch, nonce)` is compared for equality at every change: in a partition two sides can hand out the same epoch,
+    but never the same 128-bit nonce. Epoch 0 is a wish of this node that no store has seen yet.
+    """
+
+    credential: str
+    epoch: int
+    nonce: str
+    because: str
+
+    def same(self, other: Pin | None) -> bool:
+        """Whether both are one and the same pin, not merely the same credential."""
+        return other is not None and (self.epoch, self.nonce) == (other.epoch, other.nonce)
+
+
+@dataclass(slots=True, weakref_slot=True)
+class Session:
+    """This node's copy of a session; its hash in Redis is the truth.
+
+    `sid` is derived, see `derive_sid`; `name` is what the client calls it. `boundaries` are those whose credentials
+    have served a turn of it: where there is more than one, reasoning ciphertext may be foreign.
+    """
+
+    sid: str
+    name: str
+    tenant: str
+    pin: Pin | None = None
+    incremental_disabled: bool = False
+    boundaries: set[str] = field(default_factory=set)
+    turns: int = 0
+    closed: bool = False
+
+    def adopt(self, pin: Pin | None, incremental_disabled: bool) -> None:
+        """Take over what the store answered: the truth, or the winner of a race."""
+        if pin is not None:
+            self.pin = pin
+            self.incremental_disabled = incremental_disabled
+
+
+def derive_sid(tenant: str, name: str) -> str:
+    """The key of a session: 128 bits of a digest over tenant and name.
+
+    A name guessed by another tenant leads to another key, so a foreign session is just unknown; and no text of a
+    client ever stands in a key.
+    """
+    return hashlib.sha256(b"sid\0" + tenant.encode() + b"\0" + name.encode()).hexdigest()[:32]
+
+
+def derive_rid(tenant: str, response_id: str) -> str:
+    """The key of a response in the tenant-wide index, by the same rule."""
+    return hashlib.sha256(b"rid\0" + tenant.encode() + b"\0" + response_id.encode()).hexdigest()[:32]

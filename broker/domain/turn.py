@@ -1,0 +1,494 @@
+"""The turn: a machine, events in and commands out. A turn's state changes here and nowhere else.
+
+Rules that govern it:
+- `TRANSITIONS` lists every event that a state takes; anything else is `OutOfTurn`, a fault of the driver.
+- What to do about a failure is read from `failure.TABLE`; there is no opinion about failures here or in the driver.
+- Nothing of a turn reaches the client before it is past moving: announcements are held until the first output, the
+  terminal event until the commit is written.
+- A turn ends exactly once, with an outcome; `ENDED` takes no event but the client's leaving.
+- Events are past tense, commands imperative; every command that asks for something is answered by one event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from broker.domain import errors
+from broker.domain.commands import (
+    Abandon,
+    Absolve,
+    Blame,
+    Command,
+    Commit,
+    End,
+    FailOver,
+    Hold,
+    MovePin,
+    Open,
+    Outcome,
+    Place,
+    Rebuild,
+    Relay,
+    Resolve,
+    Send,
+    Tell,
+)
+from broker.domain.continuation import Mode, Parent, Reach, plan, reach
+from broker.domain.credential import Credential
+from broker.domain.errors import ErrorReply
+from broker.domain.events import (
+    Announced,
+    Began,
+    ChainBound,
+    ChainLost,
+    ClientLeft,
+    Committed,
+    Completed,
+    Event,
+    Failed,
+    HoldElapsed,
+    NonePlaced,
+    Opened,
+    OutputBegan,
+    ParentGone,
+    PinMoved,
+    PinStale,
+    PinUnwritten,
+    Placed,
+    Rebuilt,
+    Resolved,
+    StoreLost,
+)
+from broker.domain.failure import Action, Effect, Failure, FailureKind, Phase
+from broker.domain.selection import Wish
+from broker.domain.session import Pin, Session
+
+
+class State(Enum):
+    """Where a turn stands."""
+
+    NEW = "new"
+    RESOLVING = "resolving"
+    PLACING = "placing"
+    PINNING = "pinning"
+    OPENING = "opening"
+    REBUILDING = "rebuilding"
+    WAITING = "waiting"
+    SHOWING = "showing"
+    COMMITTING = "committing"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One `response.create`: the raw frame and the little that was read of it; `items` is its input as an array."""
+
+    turn_id: str
+    lane: str | None
+    raw: bytes
+    items: bytes
+    model: str = ""
+    previous_response_id: str | None = None
+    store: bool = True
+    binding: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Bounds of a turn: placements that may have cost something, seconds to place it, events held back at most."""
+
+    placements: int = 3
+    placing: float = 30.0
+    held: int = 16
+    boundaries: int = 1
+
+
+class OutOfTurn(Exception):
+    """An event came that its state does not take: a fault of the driver."""
+
+
+MAX_PIN_RACES = 3
+MAX_REPLAYS = 2
+
+
+@dataclass(slots=True)
+class Turn:
+    """One turn of one session. `handle` takes an event at a time and returns the commands it leads to, in order."""
+
+    request: Request
+    session: Session
+    policy: Policy = field(default_factory=Policy)
+    started: float = 0.0
+    state: State = State.NEW
+    phase: Phase = Phase.BEFORE_SEND
+    outcome: Outcome | None = None
+    parent: Parent | None = None
+    credential: Credential | None = None
+    mode: Mode = Mode.INCREMENTAL
+    failures: list[tuple[Credential, Failure]] = field(default_factory=list)
+    _excluded: set[str] = field(default_factory=set)
+    _spent: int = 0
+    _races: int = 0
+    _replays: int = 0
+    _bound: bool = False
+    _forced: bool = False
+    _strip: bool = False
+    _moving: FailOver | None = None
+    _held: list[bytes] = field(default_factory=list)
+    _unconfirmed: list[tuple[Credential, Failure]] = field(default_factory=list)
+
+    def handle(self, event: Event, now: float = 0.0) -> list[Command]:
+        """The commands an event leads to. `now` is any steady clock, in seconds; `started` is on the same."""
+        if isinstance(event, ClientLeft):
+            return self._left()
+        try:
+            transition = TRANSITIONS[self.state, type(event)]
+        except KeyError:
+            raise OutOfTurn(f"{type(event).__name__} in state {self.state.value}") from None
+        return transition(self, event, now)
+
+    @property
+    def showing(self) -> bool:
+        """Whether plain output may pass straight to the client."""
+        return self.state is State.SHOWING
+
+    @property
+    def boundary(self) -> str | None:
+        """The only boundary that can serve this turn, if there is but one."""
+        where = Reach.BOUNDARY if self._bound else reach(self.parent, self.request.binding)
+        if where is Reach.ANYWHERE:
+            return None
+        if self.parent is not None and self.parent.meta is not None:
+            return self.parent.meta.boundary
+        return self._home
+
+    @property
+    def _home(self) -> str | None:
+        # what binds a turn lives where its session does; a session without a past may begin anywhere
+        return next(iter(self.session.boundaries), None) if len(self.session.boundaries) == 1 else self._pinned_home
+
+    @property
+    def _pinned_home(self) -> str | None:
+        return self.credential.boundary if self.credential is not None else None
+
+    # --- from the beginning to the placed credential ---
+
+    def _began(self, event: Began, now: float) -> list[Command]:
+        self.started = now
+        if self.request.previous_response_id is None:
+            return self._place()
+        self.state = State.RESOLVING
+        return [Resolve(self.request.previous_response_id)]
+
+    def _resolved(self, event: Resolved, now: float) -> list[Command]:
+        self.parent = event.parent
+        return self._place()
+
+    def _parent_gone(self, event: ParentGone, now: float) -> list[Command]:
+        reply = errors.previous_response_not_found(self.request.previous_response_id or "")
+        return self._tell(Outcome.NOT_FOUND, reply)
+
+    def _store_lost(self, event: StoreLost, now: float) -> list[Command]:
+        return self._tell(Outcome.STORE_AWAY, errors.store_away())
+
+    def _place(self) -> list[Command]:
+        self.state = State.PLACING
+        pin = self.session.pin
+        preferred = pin.credential if pin is not None else None
+        return [Place(Wish(self.request.model, preferred, self.boundary, frozenset(self._excluded)))]
+
+    def _placed(self, event: Placed, now: float) -> list[Command]:
+        self.credential = event.credential
+        moved: list[Command] = [self._moving] if self._moving else []
+        self._moving = None
+        return moved + self._bind(event)
+
+    def _bind(self, event: Placed) -> list[Command]:
+        pin = self.session.pin
+        if pin is not None and pin.credential == event.credential.name:
+            return self._open()
+        because = self.failures[-1][1].kind.value if self.failures else ("health" if pin else "placed")
+        if pin is None or pin.epoch == 0:
+            # no store has seen a pin yet: the first commit writes it
+            self.session.pin = Pin(event.credential.name, 0, event.nonce, because)
+            return self._open()
+        if self._races >= MAX_PIN_RACES:
+            return self._open()
+        self.state = State.PINNING
+        return [MovePin(pin, Pin(event.credential.name, pin.epoch + 1, event.nonce, because))]
+
+    def _pin_moved(self, event: PinMoved, now: float) -> list[Command]:
+        self.session.adopt(event.pin, True)
+        return self._open()
+
+    def _pin_stale(self, event: PinStale, now: float) -> list[Command]:
+        self._races += 1
+        self.session.adopt(event.pin, event.incremental_disabled)
+        return self._place()
+
+    def _pin_unwritten(self, event: PinUnwritten, now: float) -> list[Command]:
+        return self._open()
+
+    def _open(self) -> list[Command]:
+        assert self.credential is not None
+        self.state = State.OPENING
+        return [Open(self.credential)]
+
+    # --- from the socket to the first event ---
+
+    def _opened(self, event: Opened, now: float) -> list[Command]:
+        assert self.credential is not None
+        self.mode = plan(
+            self.parent,
+            credential=self.credential.name,
+            socket_holds_parent=event.holds_parent,
+            incremental_disabled=self.session.incremental_disabled,
+            forced=self._forced,
+            foreign=self._strip or self._may_hold_foreign(self.credential.boundary),
+        )
+        if self.mode is Mode.INCREMENTAL:
+            return self._send(self.request.raw)
+        self.state = State.REBUILDING
+        return [Rebuild(self.credential, self.parent, self._strip)]
+
+    def _may_hold_foreign(self, boundary: str) -> bool:
+        return bool(self.session.boundaries - {boundary}) and b'"encrypted_content"' in self.request.items
+
+    def _rebuilt(self, event: Rebuilt, now: float) -> list[Command]:
+        return self._send(event.frame)
+
+    def _chain_lost(self, event: ChainLost, now: float) -> list[Command]:
+        return self._parent_gone(ParentGone(), now)
+
+    def _chain_bound(self, event: ChainBound, now: float) -> list[Command]:
+        if self._bound:
+            return self._parent_gone(ParentGone(), now)
+        self._bound = True
+        return self._place()
+
+    def _send(self, frame: bytes) -> list[Command]:
+        self.state = State.WAITING
+        self.phase = Phase.SENT
+        return [Send(frame, self.mode, self._cause())]
+
+    def _cause(self) -> str:
+        if self.failures:
+            return self.failures[-1][1].kind.value
+        return "pin_reset" if self.session.incremental_disabled else "socket_changed"
+
+    # --- from the first event to the end ---
+
+    def _announced(self, event: Announced, now: float) -> list[Command]:
+        self._held.append(event.raw)
+        if len(self._held) > self.policy.held:
+            return self._show()
+        return [*self._confirm(), Hold()] if len(self._held) == 1 else []
+
+    def _output_began(self, event: OutputBegan, now: float) -> list[Command]:
+        self._held.append(event.raw)
+        return self._show()
+
+    def _hold_elapsed(self, event: HoldElapsed, now: float) -> list[Command]:
+        return self._show() if self._held else []
+
+    def _show(self) -> list[Command]:
+        self.state = State.SHOWING
+        self.phase = Phase.SHOWN
+        return [*self._confirm(), Relay(self._release())]
+
+    def _shown_more(self, event: Announced | OutputBegan, now: float) -> list[Command]:
+        return [Relay((event.raw,))]
+
+    def _completed(self, event: Completed, now: float) -> list[Command]:
+        self.state = State.COMMITTING
+        self._held.append(event.raw)
+        return [*self._confirm(), Commit(event.raw)]
+
+    def _committed(self, event: Committed, now: float) -> list[Command]:
+        assert self.credential is not None
+        self.session.adopt(event.pin, event.incremental_disabled)
+        self.session.boundaries.add(self.credential.boundary)
+        self.session.turns += 1
+        self.state = State.ENDED
+        self.outcome = Outcome.COMPLETED
+        return [Relay(self._release()), Absolve(self.credential), End(Outcome.COMPLETED)]
+
+    def _release(self) -> tuple[bytes, ...]:
+        frames = tuple(self._held)
+        self._held.clear()
+        return frames
+
+    # --- when something goes wrong ---
+
+    def _failed(self, event: Failed, now: float) -> list[Command]:
+        assert self.credential is not None
+        failure, poisonous = self._understand(event.failure)
+        self.failures.append((self.credential, failure))
+        commands: list[Command] = [Abandon(), *self._blame(failure, poisonous)]
+        action = failure.row.action(self.phase)
+        if poisonous or action is Action.SURFACE:
+            return commands + self._surface(failure, poisonous)
+        if self._out_of_bounds(failure, now):
+            return commands + self._surface(failure, False)
+        if action is Action.REPLAY:
+            return commands + self._replay(failure)
+        self._moving = FailOver(failure, self.phase)
+        self._excluded.add(self.credential.name)
+        return commands + self._start_over()
+
+    def _understand(self, failure: Failure) -> tuple[Failure, bool]:
+        """The failure in the light of this turn, and whether the request itself is to blame."""
+        if failure.kind is FailureKind.CONTINUATION_LOST and not self._lost_by_us():
+            failure = _as_request_fault(failure)
+        if failure.kind is FailureKind.CIPHERTEXT_FOREIGN and not self._may_strip():
+            failure = _as_request_fault(failure)
+        alike = any(
+            other.fingerprint == failure.fingerprint and credential is not self.credential
+            for credential, other in self.failures
+        )
+        return failure, failure.row.mutual and not failure.independent and alike
+
+    def _lost_by_us(self) -> bool:
+        parent = self.parent
+        return self.mode is Mode.INCREMENTAL and parent is not None and parent.known and parent.live
+
+    def _may_strip(self) -> bool:
+        return self.policy.boundaries > 1 and not self._strip and (self.parent is None or self.parent.known)
+
+    def _blame(self, failure: Failure, poisonous: bool) -> list[Command]:
+        assert self.credential is not None
+        if poisonous:
+            self._unconfirmed.clear()
+        elif failure.row.mutual and not failure.independent:
+            self._unconfirmed.append((self.credential, failure))
+        return [Blame(self.credential, failure, failure.independent)]
+
+    def _confirm(self) -> list[Command]:
+        """Somebody takes this request, so those who refused it before did so for reasons of their own."""
+        confirmed: list[Command] = [Blame(credential, failure, True) for credential, failure in self._unconfirmed]
+        self._unconfirmed.clear()
+        return confirmed
+
+    def _out_of_bounds(self, failure: Failure, now: float) -> bool:
+        if self.phase is Phase.SENT and not failure.independent and failure.kind not in _PROVEN_UNSERVED:
+            self._spent += 1
+        return self._spent >= self.policy.placements or now - self.started > self.policy.placing
+
+    def _replay(self, failure: Failure) -> list[Command]:
+        self._replays += 1
+        if self._replays > MAX_REPLAYS:
+            return self._surface(failure, False)
+        if failure.kind is FailureKind.CONTINUATION_LOST:
+            self._forced = True
+            self.session.incremental_disabled = True
+        self._strip = self._strip or failure.kind is FailureKind.CIPHERTEXT_FOREIGN
+        return self._start_over()
+
+    def _start_over(self) -> list[Command]:
+        self._held.clear()
+        self.phase = Phase.BEFORE_SEND
+        return self._place()
+
+    def _none_placed(self, event: NonePlaced, now: float) -> list[Command]:
+        if retry := self._retry_lost():
+            return retry
+        kinds = {failure.kind for _, failure in self.failures}
+        if FailureKind.QUOTA_EXHAUSTED in kinds or "exhausted" in event.reasons:
+            return self._tell(Outcome.EXHAUSTED, errors.all_exhausted(event.resets_at, now))
+        if self.failures:
+            return self._surface(self.failures[-1][1], False)
+        if "cooling" in event.reasons:
+            return self._tell(Outcome.EXHAUSTED, errors.all_exhausted(event.resets_at, now))
+        if "busy" in event.reasons:
+            reply = errors.overloaded("Every credential that could serve this request is at its in-flight cap.")
+            return self._tell(Outcome.EXHAUSTED, reply)
+        if event.reasons <= {"model"}:
+            return self._tell(Outcome.REQUEST_FAULT, errors.no_credential(self.request.model))
+        return self._tell(Outcome.UNSERVED, errors.unserved(Failure(FailureKind.AUTH_REJECTED)))
+
+    def _retry_lost(self) -> list[Command]:
+        """Nobody else is there: a credential whose socket was merely lost can serve the turn on another socket."""
+        lost = {c.name for c, failure in self.failures if failure.kind is FailureKind.TRANSPORT_LOST} & self._excluded
+        self._replays += bool(lost)
+        if not lost or self._replays > MAX_REPLAYS:
+            return []
+        self._excluded -= lost
+        return self._place()
+
+    def _surface(self, failure: Failure, poisonous: bool) -> list[Command]:
+        blamed: list[Command] = []
+        if not poisonous:
+            # nobody contradicts: a code that names the key is enough, a model that nobody else serves is not
+            blamed = [Blame(c, f, True) for c, f in self._unconfirmed if f.row.effect is Effect.REVOKE and f.names_key]
+        self._unconfirmed.clear()
+        if failure.row.verbatim:
+            raw = errors.verbatim(failure, self.request.lane)
+            return blamed + self._tell(Outcome.REQUEST_FAULT, None, raw)
+        if poisonous:
+            return blamed + self._tell(Outcome.REQUEST_FAULT, errors.refused(failure))
+        if self.phase is Phase.SHOWN:
+            return blamed + self._tell(Outcome.INTERRUPTED, errors.interrupted())
+        if failure.kind is FailureKind.CONTINUATION_LOST:
+            return blamed + self._parent_gone(ParentGone(), 0.0)
+        if failure.kind is FailureKind.QUOTA_EXHAUSTED:
+            return blamed + self._tell(Outcome.EXHAUSTED, errors.unserved(_as_rate_limit(failure)))
+        return blamed + self._tell(Outcome.UNSERVED, errors.unserved(failure))
+
+    def _tell(self, outcome: Outcome, reply: ErrorReply | None, verbatim: bytes | None = None) -> list[Command]:
+        self.state = State.ENDED
+        self.outcome = outcome
+        held = self._release() if verbatim is not None else ()
+        self._held.clear()
+        return [Tell(reply, verbatim, held), End(outcome)]
+
+    def _left(self) -> list[Command]:
+        if self.state in (State.ENDED, State.COMMITTING):
+            # a turn that is being written is written; what was committed stays (write first, speak after)
+            return []
+        self.state = State.ENDED
+        self.outcome = Outcome.CLIENT_LEFT
+        return [Abandon(), End(Outcome.CLIENT_LEFT)]
+
+
+_PROVEN_UNSERVED = frozenset({FailureKind.QUOTA_EXHAUSTED, FailureKind.RATE_LIMITED})
+"""Refusals that prove that nothing ran: trying the next credential costs nobody anything."""
+
+
+def _as_request_fault(failure: Failure) -> Failure:
+    return Failure(FailureKind.REQUEST_FAULT, failure.status, failure.code, failure.type, raw=failure.raw)
+
+
+def _as_rate_limit(failure: Failure) -> Failure:
+    return Failure(FailureKind.RATE_LIMITED, retry_after=failure.retry_after)
+
+
+S = State
+TRANSITIONS: dict[tuple[State, type], Callable[..., list[Command]]] = {
+    (S.NEW, Began): Turn._began,
+    (S.RESOLVING, Resolved): Turn._resolved,
+    (S.RESOLVING, ParentGone): Turn._parent_gone,
+    (S.RESOLVING, StoreLost): Turn._store_lost,
+    (S.PLACING, Placed): Turn._placed,
+    (S.PLACING, NonePlaced): Turn._none_placed,
+    (S.PINNING, PinMoved): Turn._pin_moved,
+    (S.PINNING, PinStale): Turn._pin_stale,
+    (S.PINNING, PinUnwritten): Turn._pin_unwritten,
+    (S.OPENING, Opened): Turn._opened,
+    (S.OPENING, Failed): Turn._failed,
+    (S.REBUILDING, Rebuilt): Turn._rebuilt,
+    (S.REBUILDING, ChainLost): Turn._chain_lost,
+    (S.REBUILDING, ChainBound): Turn._chain_bound,
+    (S.REBUILDING, StoreLost): Turn._store_lost,
+    (S.WAITING, Announced): Turn._announced,
+    (S.WAITING, OutputBegan): Turn._output_began,
+    (S.WAITING, HoldElapsed): Turn._hold_elapsed,
+    (S.WAITING, Completed): Turn._completed,
+    (S.WAITING, Failed): Turn._failed,
+    (S.SHOWING, Announced): Turn._shown_more,
+    (S.SHOWING, OutputBegan): Turn._shown_more,
+    (S.SHOWING, Completed): Turn._completed,
+    (S.SHOWING, Failed): Turn._failed,
+    (S.COMMITTING, Committed): Turn._committed,
+}

@@ -1,0 +1,322 @@
+"""The wire: what is read of a frame, what is written into one, and nothing parsed that need not be.
+
+Frames stay the bytes they came in. Fields are cut out and put in as raw slices, so numbers, key order, escapes and
+unknown fields survive a rebuild (protocol.md 7.1, 7.2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import msgspec
+import orjson
+
+STREAM_ID = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
+
+
+class BadFrame(Exception):
+    """A client's frame that no vendor would accept; carries the vendor's code, a message and the parameter."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+
+
+class ClientFrame(msgspec.Struct, frozen=True):
+    """The few fields of a client's frame that the broker acts on; all else stays in the raw bytes."""
+
+    type: str = ""
+    stream_id: str | None = None
+    model: str | None = None
+    previous_response_id: str | None = None
+    conversation: msgspec.Raw = msgspec.Raw(b"null")
+    store: bool | None = None
+    generate: bool | None = None
+    prompt_cache_key: str | None = None
+    input: msgspec.Raw = msgspec.Raw(b"null")
+    response: msgspec.Raw = msgspec.Raw(b"null")
+    response_id: str | None = None
+
+
+_client_frame = msgspec.json.Decoder(ClientFrame)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def read_client_frame(raw: bytes) -> tuple[ClientFrame, bytes]:
+    """The fields of a client's frame, and the flat frame itself (raises `BadFrame`).
+
+    Some gateways nest a create's fields under `response`; such a frame is laid flat, all others come back as they are.
+    """
+    frame = _decode(raw)
+    if frame.type == "response.create" and bytes(frame.response)[:1] == b"{":
+        raw = flatten(raw)
+        frame = _decode(raw)
+    return frame, raw
+
+
+def _decode(raw: bytes) -> ClientFrame:
+    try:
+        return _client_frame.decode(raw)
+    except msgspec.ValidationError as error:
+        found = re.search(r"`\$\.?([\w.\[\]]*)`", str(error))
+        param = found.group(1) if found else None
+        if not param:
+            raise BadFrame("invalid_json", "The frame is not a JSON object.") from None
+        raise BadFrame("invalid_type", f"Invalid type for '{param}': {error}.", param) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise BadFrame("invalid_json", "The frame could not be parsed as a JSON object.") from None
+
+
+def fields(raw: bytes) -> dict[str, msgspec.Raw]:
+    """The top-level fields of an object as raw slices, in their order."""
+    return _fields.decode(raw)
+
+
+def join(parts: Mapping[str, bytes | msgspec.Raw]) -> bytes:
+    """An object from raw fields, in their order."""
+    return b"{" + b",".join(b"%b:%b" % (orjson.dumps(key), bytes(value)) for key, value in parts.items()) + b"}"
+
+
+def flatten(raw: bytes) -> bytes:
+    """A create frame whose fields were nested under `response`, laid flat; fields beside it win."""
+    outer = fields(raw)
+    inner = fields(bytes(outer.pop("response")))
+    return join({"type": outer["type"], **inner, **outer})
+
+
+def rewrite(raw: bytes, *, input: bytes | None = None, drop_previous: bool = False, model: str | None = None) -> bytes:
+    """A create frame with another input, without `previous_response_id`, or under another model name.
+
+    Nothing else changes, and a frame of which nothing changes comes back as the very bytes.
+    """
+    if input is None and not drop_previous and model is None:
+        return raw
+    parts: dict[str, bytes | msgspec.Raw] = dict(fields(raw))
+    if drop_previous:
+        parts.pop("previous_response_id", None)
+    if input is not None:
+        parts["input"] = input
+    if model is not None:
+        parts["model"] = orjson.dumps(model)
+    return join(parts)
+
+
+def input_items(raw_input: bytes) -> bytes:
+    """A create's `input` as a JSON array: a bare string is one user message, absence is no item."""
+    raw_input = raw_input.strip()
+    if raw_input[:1] == b"[":
+        return raw_input
+    if raw_input[:1] == b'"':
+        return b'[{"type":"message","role":"user","content":[{"type":"input_text","text":' + raw_input + b"}]}]"
+    return b"[]"
+
+
+_BINDING = {
+    b'"item_reference"': "an item reference",
+    b'"file_id"': "a file id",
+    b'"file_ids"': "file ids",
+    b'"container"': "a container",
+    b'"container_id"': "a container",
+    b'"vector_store_ids"': "a vector store",
+    b'"compaction"': "a compaction item",
+    b'"prompt"': "a stored prompt",
+}
+
+
+def binds(raw: bytes, frame: ClientFrame) -> str | None:
+    """What in this frame lives in one owner's project, so that only its boundary can serve it; None if nothing.
+
+    The bytes are searched first: a quoted key never occurs inside a JSON string, whose quotes are escaped, so a
+    frame without one of them costs eight searches and no parse.
+    """
+    if bytes(frame.conversation) != b"null":
+        return "a conversation"
+    found = [word for word in _BINDING if word in raw]
+    if not found:
+        return None
+    return _binding_in(orjson.loads(raw))
+
+
+def _binding_in(document: dict[str, Any]) -> str | None:
+    if document.get("prompt"):
+        return "a stored prompt"
+    stack: list[Any] = [document.get("input"), document.get("tools")]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, list):
+            stack.extend(node)
+        elif isinstance(node, dict):
+            if why := _binding_here(node):
+                return why
+            stack.extend(value for value in node.values() if isinstance(value, dict | list))
+    return None
+
+
+def _binding_here(node: dict[str, Any]) -> str | None:
+    kind = node.get("type")
+    if kind == "item_reference":
+        return "an item reference"
+    if kind in ("compaction", "compaction_summary") and node.get("encrypted_content"):
+        return "a compaction item"
+    if isinstance(node.get("file_id"), str) or (isinstance(node.get("file_ids"), list) and node["file_ids"]):
+        return "a file id"
+    if isinstance(node.get("container"), str) or isinstance(node.get("container_id"), str):
+        return "a container"
+    if isinstance(node.get("vector_store_ids"), list):
+        return "a vector store"
+    return None
+
+
+class EventKind(Enum):
+    """What an upstream event means for the turn it belongs to."""
+
+    ANNOUNCEMENT = "announcement"
+    OUTPUT = "output"
+    ITEM = "item"
+    TERMINAL = "terminal"
+    FAILURE = "failure"
+    ASIDE = "aside"
+
+
+_ANNOUNCEMENTS = frozenset(
+    {
+        "response.created",
+        "response.in_progress",
+        "response.queued",
+        "response.metadata",
+        "codex.response.metadata",
+        "codex.rate_limits",
+        "responsesapi.websocket_timing",
+    }
+)
+_KINDS = {
+    **dict.fromkeys(_ANNOUNCEMENTS, EventKind.ANNOUNCEMENT),
+    "response.output_item.done": EventKind.ITEM,
+    "response.completed": EventKind.TERMINAL,
+    "response.done": EventKind.TERMINAL,
+    "response.incomplete": EventKind.TERMINAL,
+    "response.failed": EventKind.FAILURE,
+    "response.error": EventKind.FAILURE,
+    "error": EventKind.FAILURE,
+    "response.steer.accepted": EventKind.ASIDE,
+    "response.steer.pending": EventKind.ASIDE,
+    "response.steer.failed": EventKind.ASIDE,
+    "response.inject.created": EventKind.ASIDE,
+    "response.inject.failed": EventKind.ASIDE,
+}
+
+
+class _Head(msgspec.Struct):
+    type: str = ""
+
+
+class _Lane(msgspec.Struct):
+    stream_id: str | None = None
+
+
+class _Item(msgspec.Struct):
+    item: msgspec.Raw = msgspec.Raw(b"null")
+    output_index: int = 0
+
+
+class _Response(msgspec.Struct):
+    id: str = ""
+    status: str | None = None
+    output: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _WithResponse(msgspec.Struct):
+    response: _Response = msgspec.field(default_factory=_Response)
+
+
+_head = msgspec.json.Decoder(_Head)
+_lane = msgspec.json.Decoder(_Lane)
+_item = msgspec.json.Decoder(_Item)
+_with_response = msgspec.json.Decoder(_WithResponse)
+
+_PREFIX = b'{"type":"'
+
+
+class Garbage(Exception):
+    """An upstream frame that is not an event."""
+
+
+def event_type(raw: bytes) -> str:
+    """The type of an upstream event; a slice where `type` stands first, as it nearly always does."""
+    if raw.startswith(_PREFIX):
+        end = raw.find(b'"', 9, 80)
+        if end > 0:
+            return raw[9:end].decode("ascii", "replace")
+    try:
+        return _head.decode(raw).type
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise Garbage("not a JSON object") from None
+
+
+def event_kind(raw: bytes) -> EventKind:
+    """What an upstream event means; a type nobody has heard of is output (the set is open). Raises `Garbage`."""
+    return _KINDS.get(event_type(raw), EventKind.OUTPUT)
+
+
+def event_lane(raw: bytes) -> str | None:
+    """The lane an event belongs to. The search comes first: most sockets never see a named lane."""
+    if b'"stream_id"' not in raw:
+        return None
+    try:
+        return _lane.decode(raw).stream_id
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def done_item(raw: bytes) -> tuple[int, bytes]:
+    """Index and bytes of the item in a `response.output_item.done` (raises `Garbage`)."""
+    try:
+        event = _item.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise Garbage("not an item event") from None
+    return event.output_index, bytes(event.item)
+
+
+def response_of(raw: bytes) -> tuple[str, bytes]:
+    """Id and output array of the response in an event (empty id: there is none). Raises `Garbage`."""
+    try:
+        response = _with_response.decode(raw).response
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise Garbage("not a response event") from None
+    return response.id, bytes(response.output)
+
+
+def error_event(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    type: str,
+    param: str | None = None,
+    stream_id: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> bytes:
+    """An `error` event in the vendor's shape, always with a numeric status: Codex ignores one without it."""
+    document: dict[str, Any] = {"type": "error", "status": status}
+    if stream_id is not None:
+        document["stream_id"] = stream_id
+    document["error"] = {"type": type, "code": code, "message": message, "param": param, **(extra or {})}
+    if headers:
+        document["headers"] = dict(headers)
+    return orjson.dumps(document)
+
+
+def with_status(raw: bytes, status: int) -> bytes:
+    """An upstream `error` event with a numeric `status`; one that has it comes back as the very bytes."""
+    parts: dict[str, bytes | msgspec.Raw] = dict(fields(raw))
+    if bytes(parts.get("status", b"null")).isdigit() and "status_code" not in parts:
+        return raw
+    parts.pop("status_code", None)
+    parts["status"] = str(status).encode()
+    return join(parts)

@@ -1,0 +1,1 @@
+"""Duties that run beside the edges: each a small step, run by one loop."""
