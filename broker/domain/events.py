@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from broker.domain.continuation import Parent
 from broker.domain.credential import Credential
 from broker.domain.failure import Failure
-from broker.domain.session import Pin
+from broker.domain.session import Pin, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +16,20 @@ class Began:
 
 
 @dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The upstream itself began this turn: the successor of a response that the client has steered."""
+
+    credential: Credential
+    parent: Parent
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Resolved:
-    """What is known of the response that the turn continues."""
+    """What is known of the response that the turn continues, and the session it belongs to."""
 
     parent: Parent
+    session: Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +150,7 @@ class ClientLeft:
 
 Event = (
     Began
+    | Succeeded
     | Resolved
     | ParentGone
     | StoreLost

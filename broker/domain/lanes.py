@@ -58,10 +58,12 @@ class Lanes(Generic[T]):
         return self._admit_waiting()
 
     def adopt(self, name: str | None, turn: T) -> None:
-        """A turn that the upstream began by itself (the successor of a steered response) runs on this lane."""
+        """A turn that the upstream began by itself takes the place of the one that has just ended on this lane."""
         lane = self._lanes.setdefault(name, _Lane())
         if lane.running is None:
             self._start(lane, turn)
+        else:
+            lane.running = turn
 
     def running(self, name: str | None) -> T | None:
         """The turn that runs on a lane."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from broker.domain.wire import items_bind
+
 
 @dataclass(frozen=True, slots=True)
 class TurnMeta:
@@ -122,13 +124,15 @@ def rebuild(
     Every item is there exactly once and in order. Reasoning whose ciphertext belongs to another boundary than
     `boundary` is left out whole, never only in part between a call and its output; for the client's own input
     `origins` (digest -> boundary) tells where a ciphertext came from, None meaning that nothing is foreign.
-    Raises `Immovable` for a compaction item of another boundary.
+    Raises `Immovable` for what lives in the project of another boundary, a compaction item among it.
     """
     parts: list[bytes] = []
     dropped = 0
     for turn in chain:
         foreign = turn.meta.boundary != boundary
         for array in (turn.items.inputs, turn.items.outputs):
+            if foreign and (why := items_bind(array)):
+                raise Immovable(f"the conversation holds {why}")
             kept, lost = _carry(array, boundary, origins, foreign)
             parts.extend(kept)
             dropped += lost

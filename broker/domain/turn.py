@@ -60,6 +60,7 @@ from broker.domain.events import (
     Rebuilt,
     Resolved,
     StoreLost,
+    Succeeded,
 )
 from broker.domain.failure import Action, Effect, Failure, FailureKind, Phase
 from broker.domain.selection import Wish
@@ -182,8 +183,17 @@ class Turn:
         self.state = State.RESOLVING
         return [Resolve(self.request.previous_response_id)]
 
+    def _succeeded(self, event: Succeeded, now: float) -> list[Command]:
+        # no frame of the client's began it, so there is nothing to send anew: it is past moving from the start
+        self.started = now
+        self.parent = event.parent
+        self.credential = event.credential
+        self._held.append(event.raw)
+        return self._show()
+
     def _resolved(self, event: Resolved, now: float) -> list[Command]:
         self.parent = event.parent
+        self.session = event.session
         return self._place()
 
     def _parent_gone(self, event: ParentGone, now: float) -> list[Command]:
@@ -467,6 +477,7 @@ def _as_rate_limit(failure: Failure) -> Failure:
 S = State
 TRANSITIONS: dict[tuple[State, type], Callable[..., list[Command]]] = {
     (S.NEW, Began): Turn._began,
+    (S.NEW, Succeeded): Turn._succeeded,
     (S.RESOLVING, Resolved): Turn._resolved,
     (S.RESOLVING, ParentGone): Turn._parent_gone,
     (S.RESOLVING, StoreLost): Turn._store_lost,

@@ -116,16 +116,16 @@ def input_items(raw_input: bytes) -> bytes:
     return b"[]"
 
 
-_BINDING = {
-    b'"item_reference"': "an item reference",
-    b'"file_id"': "a file id",
-    b'"file_ids"': "file ids",
-    b'"container"': "a container",
-    b'"container_id"': "a container",
-    b'"vector_store_ids"': "a vector store",
-    b'"compaction"': "a compaction item",
-    b'"prompt"': "a stored prompt",
-}
+_BINDING = (
+    b'"item_reference"',
+    b'"file_id"',
+    b'"file_ids"',
+    b'"container"',
+    b'"container_id"',
+    b'"vector_store_ids"',
+    b'"compaction"',
+    b'"prompt"',
+)
 
 
 def binds(raw: bytes, frame: ClientFrame) -> str | None:
@@ -136,16 +136,27 @@ def binds(raw: bytes, frame: ClientFrame) -> str | None:
     """
     if bytes(frame.conversation) != b"null":
         return "a conversation"
-    found = [word for word in _BINDING if word in raw]
-    if not found:
+    if not any(word in raw for word in _BINDING):
         return None
-    return _binding_in(orjson.loads(raw))
-
-
-def _binding_in(document: dict[str, Any]) -> str | None:
+    document = _loads(raw)
     if document.get("prompt"):
         return "a stored prompt"
-    stack: list[Any] = [document.get("input"), document.get("tools")]
+    return _binding_in([document.get("input"), document.get("tools")])
+
+
+def items_bind(array: bytes) -> str | None:
+    """What among these items (a JSON array) lives in one owner's project; None if nothing."""
+    return _binding_in([_loads(array)]) if any(word in array for word in _BINDING) else None
+
+
+def _loads(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise BadFrame("invalid_json", "The frame could not be parsed as JSON, or is nested too deeply.") from None
+
+
+def _binding_in(stack: list[Any]) -> str | None:
     while stack:
         node = stack.pop()
         if isinstance(node, list):

@@ -1,0 +1,1 @@
+"""What clients connect to: the aiohttp application, the WebSocket codec and the turn driver."""

@@ -1,0 +1,272 @@
+"""The aiohttp applications of a node: what clients connect to, and what operators read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping
+
+import orjson
+import uvloop
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from broker.config import Config, CredentialConfig, ResolvedSecrets, TenantConfig
+from broker.domain import errors
+from broker.domain.credential import Credential, Secret
+from broker.domain.errors import ErrorReply
+from broker.domain.turn import Policy
+from broker.edge.access import Tenant
+from broker.edge.node import Bounds, Node, StoreSettings
+from broker.edge.websocket import ClientSocket
+from broker.store.connection import StoreUnavailable
+from broker.upstream.connection import DialSettings
+
+log = logging.getLogger(__name__)
+
+NODE: web.AppKey[Node] = web.AppKey("node", Node)
+
+SESSION_HEADERS = ("x-session-id", "thread-id", "session-id", "session_id", "x-session-affinity")
+"""Where a client may name its session, in the order in which they are believed."""
+
+MAX_NAME = 256
+
+
+def client_app(node: Node) -> web.Application:
+    """What clients connect to."""
+    app = web.Application(client_max_size=node.bounds.max_frame)
+    app[NODE] = node
+    app.router.add_get("/v1/responses", _responses)
+    app.router.add_get("/responses", _responses)
+    return app
+
+
+def operations_app(node: Node) -> web.Application:
+    """What operators read; on a listener of its own that is never public."""
+    app = web.Application()
+    app[NODE] = node
+    app.router.add_get("/livez", _livez)
+    app.router.add_get("/readyz", _readyz)
+    app.router.add_get("/metrics", _metrics)
+    return app
+
+
+async def _responses(request: web.Request) -> web.StreamResponse:
+    node = request.app[NODE]
+    tenant = node.access.tenant(request.headers.get("Authorization"))
+    if tenant is None:
+        return _refuse(node, "unauthorized", _UNKNOWN_KEY)
+    if request.headers.get("Upgrade", "").lower() != "websocket":
+        return _refuse(node, "not_websocket", _NO_WEBSOCKET)
+    if not node.ready or len(node.sockets) >= node.bounds.max_sockets:
+        return _refuse(node, "full", _NODE_BUSY)
+    name = _session_name(request.headers)
+    try:
+        session = await node.sessions.claim(tenant.name, name) if name else node.sessions.mint(tenant.name)
+    except StoreUnavailable as error:
+        node.metrics.store_errors.labels(error.reason).inc()
+        return _refuse(node, "store_away", errors.store_away())
+    ws = web.WebSocketResponse(
+        heartbeat=node.bounds.heartbeat,
+        max_msg_size=node.bounds.max_frame,
+        compress=False,
+        decode_text=False,
+        protocols=_offered(request),
+    )
+    ws.headers["x-session-id"] = session.name
+    async with asyncio.timeout(node.bounds.handshake):
+        await ws.prepare(request)
+    socket = ClientSocket(node, ws, tenant, session, explicit=name is not None, request=request)
+    node.metrics.handshakes.labels("accepted").inc()
+    node.sockets.add(socket)
+    try:
+        await socket.serve()
+    finally:
+        node.sockets.discard(socket)
+    return ws
+
+
+def _session_name(headers: Mapping[str, str]) -> str | None:
+    for header in SESSION_HEADERS:
+        value = headers.get(header, "").strip()
+        if value and len(value) <= MAX_NAME and value.isprintable():
+            return value
+    return None
+
+
+def _offered(request: web.Request) -> tuple[str, ...]:
+    """The sub-protocols a client asked for: echoed, never required."""
+    offered = request.headers.get("Sec-WebSocket-Protocol", "")
+    return tuple(part.strip() for part in offered.split(",") if part.strip())
+
+
+_UNKNOWN_KEY = ErrorReply(
+    401,
+    "invalid_api_key",
+    "This broker does not know the API key. Send a client key of the broker as 'Authorization: Bearer ...'.",
+    "invalid_request_error",
+)
+_NO_WEBSOCKET = ErrorReply(
+    405, "websocket_required", "Connect to this address by WebSocket (GET with Upgrade).", "invalid_request_error"
+)
+_NODE_BUSY = ErrorReply(
+    503, "node_busy", "This node takes no more connections; connect again.", "server_error", retry_after=2.0
+)
+
+
+def _refuse(node: Node, result: str, reply: ErrorReply) -> web.Response:
+    node.metrics.handshakes.labels(result).inc()
+    headers = {} if reply.retry_after is None else {"Retry-After": str(max(1, round(reply.retry_after)))}
+    return web.json_response(
+        body=orjson.dumps(reply.body()), status=reply.status, headers=headers, content_type="application/json"
+    )
+
+
+async def _livez(request: web.Request) -> web.Response:
+    """The loop turns. Nothing else is a reason to kill a process that holds sessions."""
+    return web.json_response({"status": "alive", "node": request.app[NODE].name})
+
+
+async def _readyz(request: web.Request) -> web.Response:
+    """Whether this node should get new connections.
+
+    A store that is away makes a node degraded, not unready: live sessions go on, and a fleet that steps back as one
+    would turn a pause of the store into an outage.
+    """
+    node = request.app[NODE]
+    store = await node.store_answers()
+    usable = node.health.usable()
+    detail = {
+        "status": "ready" if node.ready else "stopping",
+        "node": node.name,
+        "degraded": not store or node.journal.degraded or usable == 0,
+        "store": "ok" if store else "away",
+        "journal": len(node.journal),
+        "credentials_usable": usable,
+        "credentials": len(node.health.pool),
+        "sockets": len(node.sockets),
+    }
+    return web.json_response(detail, status=200 if node.ready else 503)
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    node = request.app[NODE]
+    node.show()
+    return web.Response(body=node.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+# --- from the configuration to a running node -----------------------------------------------------------------------
+
+
+def build_node(config: Config, secrets: ResolvedSecrets, redis_url: Secret, *, process_index: int = 0) -> Node:
+    """A node as configured; every room gets values, none reads the environment."""
+    session, turn, limits, store = config.session, config.turn, config.limits, config.store
+    credentials = [_credential(item, secrets) for item in config.credentials]
+    return Node(
+        config.node if process_index == 0 else f"{config.node}-{process_index}",
+        tenants=[_tenant(item) for item in config.tenants],
+        credentials=credentials,
+        store=StoreSettings(
+            url=redis_url.reveal(),
+            timeout=store.timeout,
+            connect_timeout=store.connect_timeout,
+            idle_ttl=session.idle_ttl,
+            max_transcript=session.max_transcript,
+            key=secrets.encryption_key_bytes(),
+            journal=store.journal,
+            journal_bytes=store.journal_bytes,
+            refresh=store.refresh,
+        ),
+        policy=Policy(turn.placements, turn.placing, boundaries=len({item.boundary for item in credentials})),
+        bounds=Bounds(
+            hold=turn.hold,
+            first_event=turn.first_event,
+            silence=turn.silence,
+            send_timeout=limits.send_timeout,
+            heartbeat=limits.heartbeat,
+            handshake=limits.handshake,
+            max_frame=limits.max_frame,
+            max_sockets=limits.max_sockets,
+            lane_queue=limits.lane_queue,
+            transcript=session.transcript,
+        ),
+        dial=DialSettings(turn.connect, limits.max_upstream_frame, limits.heartbeat),
+    )
+
+
+def _tenant(item: TenantConfig) -> Tenant:
+    digests = tuple(bytes.fromhex(str(key).removeprefix("sha256:")) for key in item.keys)
+    return Tenant(item.name, digests, item.transcript)
+
+
+def _credential(item: CredentialConfig, secrets: ResolvedSecrets) -> Credential:
+    return Credential(
+        name=item.name,
+        base_url=item.base_url,
+        secret=secrets.credentials[item.name],
+        vendor=item.vendor,
+        models=frozenset(item.models),
+        aliases=item.aliases,
+        headers=item.headers,
+        weight=item.weight,
+        priority=item.priority,
+        limit_group=item.limit_group,
+        boundary=item.boundary,
+        max_age=item.max_age,
+        max_in_flight=item.max_in_flight,
+    )
+
+
+class Listeners:
+    """A node with its two listeners: one for clients, one for operators."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._runners: list[web.AppRunner] = []
+        self.client_port = 0
+        self.operations_port = 0
+
+    async def start(self, clients: tuple[str, int], operations: tuple[str, int], *, reuse_port: bool = False) -> None:
+        """Start the node and listen; port 0 takes a free one, to be read from `client_port`, `operations_port`."""
+        await self.node.start()
+        self.client_port = await self._listen(client_app(self.node), *clients, reuse_port=reuse_port)
+        self.operations_port = await self._listen(operations_app(self.node), *operations, reuse_port=reuse_port)
+
+    async def _listen(self, app: web.Application, host: str, port: int, *, reuse_port: bool) -> int:
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        self._runners.append(runner)
+        site = web.TCPSite(runner, host, port, reuse_port=reuse_port or None)
+        await site.start()
+        bound: int = runner.addresses[0][1]
+        return bound
+
+    async def stop(self) -> None:
+        """Close the sockets with a reason, then the listeners, then the node."""
+        await self.node.stop()
+        for runner in self._runners:
+            await runner.cleanup()
+
+
+def run_node(
+    config: Config, secrets: ResolvedSecrets, redis_url: Secret, *, reuse_port: bool, process_index: int
+) -> None:
+    """Serve until SIGTERM or SIGINT; blocks."""
+    uvloop.run(_run_node(config, secrets, redis_url, reuse_port=reuse_port, process_index=process_index))
+
+
+async def _run_node(
+    config: Config, secrets: ResolvedSecrets, redis_url: Secret, *, reuse_port: bool, process_index: int
+) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stopping.set)
+    listeners = Listeners(build_node(config, secrets, redis_url, process_index=process_index))
+    clients, operations = config.listen, config.operations_listen
+    await listeners.start((clients.host, clients.port), (operations.host, operations.port), reuse_port=reuse_port)
+    log.info("ready", extra={"node": listeners.node.name})
+    await stopping.wait()
+    log.info("stopping", extra={"node": listeners.node.name})
+    await listeners.stop()

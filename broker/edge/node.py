@@ -1,0 +1,173 @@
+"""A node: everything one edge process holds, and the order in which it comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from broker.domain.commands import Outcome
+from broker.domain.credential import Credential
+from broker.domain.transcript import Commit
+from broker.domain.turn import Policy
+from broker.edge.access import Access, Tenant
+from broker.edge.health import HealthBoard
+from broker.edge.sessions import Sessions
+from broker.edge.websocket import ClientSocket
+from broker.metrics import Metrics
+from broker.store.codec import Codec
+from broker.store.connection import Connection, StoreUnavailable
+from broker.store.health import HealthStore
+from broker.store.journal import Journal
+from broker.store.nodes import NodeStore
+from broker.store.sessions import Committed, SessionStore
+from broker.upstream.connection import Dialer, DialSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What bounds a node's work: times in seconds, sizes in bytes. The configuration says what each is for."""
+
+    hold: float = 3.0
+    first_event: float = 60.0
+    silence: float = 120.0
+    send_timeout: float = 30.0
+    leave: float = 10.0
+    heartbeat: float = 20.0
+    handshake: float = 10.0
+    max_frame: int = 16 * 1024 * 1024
+    max_sockets: int = 2000
+    lane_queue: int = 64
+    transcript: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where the store is and how it is used; `key` (32 bytes) encrypts transcripts."""
+
+    url: str
+    timeout: float = 1.0
+    connect_timeout: float = 0.5
+    idle_ttl: float = 3600.0
+    max_transcript: int = 64 * 1024 * 1024
+    key: bytes | None = None
+    journal: int = 1000
+    journal_bytes: int = 64 * 1024 * 1024
+    refresh: float = 1.0
+
+
+class Node:
+    """One edge. `start` must run on the loop that serves; `stop` lets go of everything, bounded in time."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        tenants: Sequence[Tenant],
+        credentials: Sequence[Credential],
+        store: StoreSettings,
+        policy: Policy | None = None,
+        bounds: Bounds | None = None,
+        dial: DialSettings | None = None,
+    ) -> None:
+        self.name = name
+        self.bounds = bounds or Bounds()
+        self.policy = policy or Policy(boundaries=len({c.boundary for c in credentials}))
+        self.metrics = Metrics()
+        self.chance = random.SystemRandom()
+        self.access = Access(tenants)
+        self.sockets: set[ClientSocket] = set()
+        self.ready = False
+        self._store_settings = store
+        self.connection = Connection(store.url, timeout=store.timeout, connect_timeout=store.connect_timeout)
+        codec = Codec(store.key)
+        self.store = SessionStore(self.connection, codec, idle_ttl=store.idle_ttl, max_transcript=store.max_transcript)
+        self.journal = Journal(self.store, max_turns=store.journal, max_bytes=store.journal_bytes)
+        self.journal.listen(self._landed)
+        self.health = HealthBoard(
+            credentials, HealthStore(self.connection), self.metrics, refresh=store.refresh, chance=self.chance
+        )
+        self.sessions = Sessions(self.store, self.journal, self.metrics)
+        self.dialer = Dialer(dial or DialSettings(), clock=self.health.now)
+        self._nodes = NodeStore(self.connection)
+        self._duties: list[asyncio.Task[None]] = []
+        self._primed()
+
+    def _primed(self) -> None:
+        """Counters that have not counted yet read 0 instead of being absent."""
+        for outcome in Outcome:
+            self.metrics.turns.labels(outcome.value)
+        for direction in ("client", "upstream"):
+            self.metrics.sockets.labels(direction)
+
+    async def start(self) -> None:
+        """Be ready to serve. A store that is away does not keep the node from starting; readiness tells."""
+        await self.dialer.start()
+        self.journal.start()
+        await self.health.start()
+        every = self._store_settings.idle_ttl / 4
+        self._duties = [
+            asyncio.create_task(self.sessions.keep_alive(every), name="keep-alive"),
+            asyncio.create_task(self._beat(), name="heartbeat"),
+            asyncio.create_task(self._sweep(), name="sweep"),
+        ]
+        self.ready = True
+
+    async def stop(self) -> None:
+        """Close every client socket so that its client reconnects elsewhere, then everything else."""
+        self.ready = False
+        if self.sockets:
+            closing = [asyncio.create_task(socket.close(1012, "node restarts")) for socket in list(self.sockets)]
+            await asyncio.wait(closing, timeout=5.0)
+        for duty in self._duties:
+            duty.cancel()
+        if self._duties:
+            await asyncio.wait(self._duties, timeout=2.0)
+        left = await self.journal.close(5.0)
+        if left:
+            log.error("turns were not written", extra={"count": left})
+        await self.health.stop()
+        await self.dialer.stop()
+        await self.connection.close()
+
+    async def store_answers(self) -> bool:
+        """Whether the store answers right now."""
+        try:
+            await self.connection.ping()
+        except StoreUnavailable:
+            return False
+        return True
+
+    def _landed(self, commit: Commit, committed: Committed) -> None:
+        self.metrics.commits.labels(committed.status).inc()
+
+    async def _beat(self) -> None:
+        while True:
+            load = {"sockets": len(self.sockets), "links": self.dialer.open_links, **self.health.in_flight}
+            with contextlib.suppress(StoreUnavailable):
+                await self._nodes.beat(self.name, load)
+            await asyncio.sleep(2.0)
+
+    async def _sweep(self) -> None:
+        """Show the gauges, and cut off clients that have taken nothing for too long."""
+        while True:
+            await asyncio.sleep(1.0)
+            self.show()
+            late = time.monotonic() - self.bounds.send_timeout
+            for socket in list(self.sockets):
+                if socket.sending_since is not None and socket.sending_since < late:
+                    self.metrics.closes.labels("slow").inc()
+                    socket.abort()
+
+    def show(self) -> None:
+        """Bring the gauges up to date."""
+        self.metrics.sockets.labels("client").set(len(self.sockets))
+        self.metrics.sockets.labels("upstream").set(self.dialer.open_links)
+        self.metrics.sessions.set(len({socket.session.sid for socket in self.sockets}))
+        self.metrics.journal.set(len(self.journal))

@@ -1,0 +1,113 @@
+"""The sessions this node serves, and how a client finds back to one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from broker.domain.continuation import Parent
+from broker.domain.session import Session, derive_sid
+from broker.metrics import Metrics
+from broker.store.connection import StoreUnavailable
+from broker.store.journal import Journal
+from broker.store.sessions import SessionStore
+
+if TYPE_CHECKING:
+    from broker.edge.websocket import ClientSocket
+
+log = logging.getLogger(__name__)
+
+MINTED = "sess_"
+"""What the name of a session begins with that the broker named itself."""
+
+
+class Sessions:
+    """One copy of a session for all sockets of this node, so that a pin one of them moves is seen by all."""
+
+    def __init__(self, store: SessionStore, journal: Journal, metrics: Metrics) -> None:
+        self._store = store
+        self._journal = journal
+        self._metrics = metrics
+        self._known: WeakValueDictionary[str, Session] = WeakValueDictionary()
+
+    def mint(self, tenant: str) -> Session:
+        """A session with a name of its own; the store hears of it with its first turn."""
+        name = MINTED + secrets.token_urlsafe(24)
+        return self._keep(Session(derive_sid(tenant, name), name, tenant))
+
+    async def claim(self, tenant: str, name: str) -> Session:
+        """The session that a client calls by this name, old or new. Raises `StoreUnavailable`."""
+        sid = derive_sid(tenant, name)
+        self._metrics.round_trips.labels("load").inc()
+        return self._keep(await self._store.load(sid) or Session(sid, name, tenant))
+
+    def _keep(self, session: Session) -> Session:
+        """The node's copy of a session. The one in memory may be behind the store, so what was loaded is newer."""
+        known = self._known.get(session.sid)
+        if known is None:
+            self._known[session.sid] = session
+            return session
+        if session.pin is not None and not session.pin.same(known.pin):
+            known.adopt(session.pin, session.incremental_disabled)
+        known.boundaries |= session.boundaries
+        return known
+
+    async def resolve(self, socket: ClientSocket, session: Session, response_id: str) -> tuple[Parent, Session] | None:
+        """The response that a turn continues and its session; None if the client itself gave it up.
+
+        A response that nobody has heard of is the vendor's to refuse: its parent comes back without a record.
+        Raises `StoreUnavailable`.
+        """
+        if socket.memory.evicted(response_id):
+            return None
+        if found := socket.memory.recall(response_id):
+            return found
+        self._metrics.round_trips.labels("resolve").inc()
+        if session.turns or socket.explicit:
+            meta = await self._journal.find(session.sid, response_id)
+            if meta is not None:
+                return Parent(response_id, meta), session
+        sid = await self._journal.locate(session.tenant, response_id)
+        other = await self._load(sid) if sid is not None and sid != session.sid else None
+        meta = await self._journal.find(other.sid, response_id) if other is not None else None
+        if other is None or meta is None:
+            return Parent(response_id, None, live=False), session
+        if other.closed and not meta.store:
+            return None
+        socket.session = other
+        return Parent(response_id, meta), other
+
+    async def _load(self, sid: str) -> Session | None:
+        if (known := self._known.get(sid)) is not None:
+            return known
+        loaded = await self._store.load(sid)
+        if loaded is not None:
+            return self._keep(loaded)
+        waiting = self._journal.pending(sid)
+        return self._keep(Session(sid, waiting[0].name, waiting[0].tenant)) if waiting else None
+
+    async def close_cleanly(self, sessions: Iterable[Session]) -> None:
+        """The client has closed its socket itself: what had no name of its own is over, as it would be at a vendor.
+
+        A session that the client has named it may still reclaim.
+        """
+        for session in sessions:
+            if session.name.startswith(MINTED):
+                session.closed = True
+                try:
+                    await self._journal.close_cleanly(session.sid)
+                except StoreUnavailable as error:
+                    self._metrics.store_errors.labels(error.reason).inc()
+
+    async def keep_alive(self, every: float) -> None:
+        """Sessions with an open socket do not run out, however long their client thinks."""
+        while True:
+            await asyncio.sleep(every)
+            try:
+                await self._store.touch([session.sid for session in list(self._known.values()) if session.turns])
+            except StoreUnavailable as error:
+                self._metrics.store_errors.labels(error.reason).inc()

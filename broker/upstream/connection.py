@@ -1,0 +1,262 @@
+"""A link: one upstream socket of one credential, and what the vendor remembers on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import aiohttp
+from aiohttp import ClientResponse, WSMsgType
+
+from broker import __version__
+from broker.domain import wire
+from broker.domain.classify import classify_close, classify_handshake
+from broker.domain.credential import Credential
+from broker.domain.failure import Failure, FailureKind
+
+log = logging.getLogger(__name__)
+
+REFUSAL_BYTES = 64 * 1024
+REMEMBERED = 256
+SEND_TIMEOUT = 30.0
+
+
+class Listener(Protocol):
+    """Who takes what comes back on a lane."""
+
+    async def receive(self, raw: bytes, kind: wire.EventKind) -> None:
+        """One event of the lane's turn. Waiting here holds up this socket and nobody else's."""
+
+    def lost(self, failure: Failure) -> None:
+        """The socket is gone, or is no use any more."""
+
+    def expired(self) -> None:
+        """The vendor has announced the end of the socket."""
+
+
+class Refused(Exception):
+    """The upgrade was refused or could not be made."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.kind.value)
+        self.failure = failure
+
+
+class LinkClosed(Exception):
+    """The socket was already gone; nothing was sent."""
+
+
+class _Upgrade(ClientResponse):
+    """Keeps the body of a refused upgrade: the vendor says there why, and when it will be over.
+
+    It also stops redirects, which would take a credential elsewhere.
+    """
+
+    async def start(self, connection: aiohttp.connector.Connection) -> ClientResponse:
+        await super().start(connection)
+        if self.status != 101:
+            body = b""
+            with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):
+                async with asyncio.timeout(2.0):
+                    body = await self.content.read(REFUSAL_BYTES)
+            raise _NotUpgraded(self.status, dict(self.headers), body)
+        return self
+
+
+class _NotUpgraded(Exception):
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        super().__init__(status)
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+@dataclass(frozen=True, slots=True)
+class DialSettings:
+    """Seconds to connect, bytes of one upstream message, seconds between pings."""
+
+    connect: float = 5.0
+    max_frame: int = 64 * 1024 * 1024
+    heartbeat: float = 20.0
+
+
+class Dialer:
+    """Opens links. One for a process; it holds the connector and closes it."""
+
+    def __init__(self, settings: DialSettings, *, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._client: aiohttp.ClientSession | None = None
+        self.open_links = 0
+
+    async def start(self) -> None:
+        """Must be called on the loop that uses it."""
+        self._client = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
+            response_class=_Upgrade,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+
+    async def stop(self) -> None:
+        """Close the connector; links are closed by those who opened them."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def dial(
+        self, credential: Credential, headers: Mapping[str, str], aside: Callable[[bytes, str | None], object]
+    ) -> Link:
+        """A fresh socket of `credential`. Raises `Refused` with the failure, classified; bounded in time."""
+        assert self._client is not None, "the dialer was not started"
+        try:
+            async with asyncio.timeout(self._settings.connect):
+                socket = await self._client.ws_connect(
+                    credential.base_url.rstrip("/").replace("http", "ws", 1) + "/responses",
+                    headers={**headers, **credential.headers, **_identity(credential)},
+                    max_msg_size=self._settings.max_frame,
+                    heartbeat=self._settings.heartbeat,
+                    compress=0,
+                    decode_text=False,
+                )
+        except _NotUpgraded as refusal:
+            now = self._clock()
+            raise Refused(classify_handshake(refusal.status, refusal.headers, refusal.body, now=now)) from None
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Refused(Failure(FailureKind.TRANSPORT_LOST, code=type(error).__name__, independent=True)) from None
+        return Link(credential, socket, self, aside)
+
+
+def _identity(credential: Credential) -> dict[str, str]:
+    return {
+        "Authorization": f"Bearer {credential.secret.reveal()}",
+        "User-Agent": f"session-broker/{__version__}",
+    }
+
+
+class Link:
+    """One upstream socket.
+
+    It knows which responses were minted on it and are still there (`holds`), and hands every event to the listener
+    of its lane. `retired` means that no further turn may start on it; it closes when the last one has left.
+    """
+
+    def __init__(
+        self,
+        credential: Credential,
+        socket: aiohttp.ClientWebSocketResponse[bool],
+        dialer: Dialer,
+        aside: Callable[[bytes, str | None], object],
+    ) -> None:
+        self.credential = credential
+        self.opened = asyncio.get_running_loop().time()
+        self.retired = False
+        self._socket = socket
+        self._dialer = dialer
+        self._aside = aside
+        self._minted: OrderedDict[str, str | None] = OrderedDict()
+        self._listeners: dict[str | None, Listener] = {}
+        dialer.open_links += 1
+        self._reader = asyncio.create_task(self._read(), name=f"link:{credential.name}")
+
+    # --- what the vendor remembers ---
+
+    def holds(self, response_id: str) -> bool:
+        """Whether this very socket minted the response, and nothing has made the vendor forget it since."""
+        return response_id in self._minted
+
+    def mint(self, response_id: str, lane: str | None) -> None:
+        """A response ended well on this socket."""
+        self._minted[response_id] = lane
+        self._minted.move_to_end(response_id)
+        if len(self._minted) > REMEMBERED:
+            self._minted.popitem(last=False)
+
+    def forget(self, response_id: str, lane: str | None) -> None:
+        """A continuation of it failed: on its own lane the vendor evicts it, a fork keeps it (protocol.md 4.2)."""
+        if response_id in self._minted and self._minted[response_id] == lane:
+            del self._minted[response_id]
+
+    # --- its turns ---
+
+    @property
+    def busy(self) -> bool:
+        """Whether a turn is in flight on it."""
+        return bool(self._listeners)
+
+    @property
+    def usable(self) -> bool:
+        """Whether another turn may start on it."""
+        return not self.retired and not self._socket.closed and not self._reader.done()
+
+    def attach(self, lane: str | None, listener: Listener) -> None:
+        """Events of this lane go to `listener` from now on."""
+        self._listeners[lane] = listener
+
+    def detach(self, lane: str | None, listener: Listener) -> None:
+        """This listener's turn is over; a retired link closes with its last one."""
+        if self._listeners.get(lane) is listener:
+            del self._listeners[lane]
+
+    async def send(self, frame: bytes) -> None:
+        """Send one frame up. Raises `LinkClosed` if it was not sent."""
+        if self._socket.closed or self._reader.done():
+            raise LinkClosed
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await self._socket.send_frame(frame, WSMsgType.TEXT)
+        except (aiohttp.ClientError, OSError, TimeoutError, RuntimeError):
+            self.retired = True
+            raise LinkClosed from None
+
+    async def close(self) -> None:
+        """Close the socket and wait for its reader, bounded."""
+        self.retired = True
+        self._reader.cancel()
+        await asyncio.wait([self._reader], timeout=3.0)
+
+    # --- what comes back ---
+
+    async def _read(self) -> None:
+        failure = Failure(FailureKind.TRANSPORT_LOST, code="closed_by_us", orderly=True)
+        try:
+            async for message in self._socket:
+                if message.type is WSMsgType.TEXT:
+                    await self.dispatch(message.data)
+                else:
+                    raise wire.Garbage("a binary frame")
+            failure = classify_close(self._socket.close_code)
+        except wire.Garbage:
+            failure = Failure(FailureKind.TRANSPORT_LOST, code="garbage")
+        except (aiohttp.ClientError, OSError):
+            failure = classify_close(1006)
+        finally:
+            self.retired = True
+            self._dialer.open_links -= 1
+            for listener in list(self._listeners.values()):
+                listener.lost(failure)
+            self._listeners.clear()
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(1.0):
+                    await self._socket.close()
+
+    async def dispatch(self, raw: bytes) -> None:
+        """Hand one event to whom it belongs. An event that belongs to nobody goes aside (raises `Garbage`)."""
+        kind = wire.event_kind(raw)
+        lane = wire.event_lane(raw)
+        if kind is wire.EventKind.FAILURE and b"websocket_connection_limit_reached" in raw:
+            self.retired = True
+            for listener in list(self._listeners.values()):
+                listener.expired()
+            return
+        if (owner := self._listeners.get(lane)) is not None:
+            await owner.receive(raw, kind)
+        else:
+            result = self._aside(raw, lane)
+            if asyncio.iscoroutine(result):
+                await result

@@ -1,0 +1,139 @@
+"""The whole house for scenarios: a real Redis, the simulated vendor, edge nodes, and agents that check every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from broker.domain.credential import Credential, Secret
+from broker.domain.session import Session, derive_sid
+from broker.domain.turn import Policy
+from broker.edge.access import Tenant
+from broker.edge.app import Listeners
+from broker.edge.node import Bounds, Node, StoreSettings
+from broker.simulator import SessionClient, SimCredential, Simulator
+from broker.simulator.record import TurnRecord
+from broker.upstream.connection import DialSettings
+
+KEY = "sbk_test-key-of-team-a"
+OTHER_KEY = "sbk_test-key-of-team-b"
+PRIVATE_KEY = "sbk_test-key-of-team-private"
+
+
+async def wait_until(predicate: Callable[[], Any], within: float = 5.0) -> None:
+    """Wait for a condition, with a deadline; nothing sleeps for a fixed time."""
+    deadline = time.monotonic() + within
+    while not predicate():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"did not come true within {within} s")
+        await asyncio.sleep(0.005)
+
+
+def digest_of(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+class House:
+    """Nodes in this process over real sockets; `boundaries` gives each credential its organisation."""
+
+    def __init__(self, url: str, boundaries: dict[str, str], **options: Any) -> None:
+        self.url = url
+        self.boundaries = boundaries
+        self.sim = Simulator(
+            [SimCredential(name, f"sk-sim-{name}", boundary) for name, boundary in boundaries.items()], **options
+        )
+        self.nodes: list[Listeners] = []
+        self.clients: list[SessionClient] = []
+
+    async def start(self) -> House:
+        await self.sim.start()
+        return self
+
+    async def stop(self) -> None:
+        for client in self.clients:
+            await client.kill()
+        for listeners in self.nodes:
+            await listeners.stop()
+        await self.sim.stop()
+
+    def credentials(self) -> list[Credential]:
+        return [
+            Credential(
+                name, self.sim.base_url, Secret(f"sk-sim-{name}"), limit_group=name, boundary=boundary, priority=index
+            )
+            for index, (name, boundary) in enumerate(self.boundaries.items())
+        ]
+
+    async def node(
+        self,
+        name: str = "",
+        *,
+        credentials: Sequence[Credential] | None = None,
+        bounds: Bounds | None = None,
+        policy: Policy | None = None,
+        url: str | None = None,
+        **store: Any,
+    ) -> Listeners:
+        pool = list(credentials or self.credentials())
+        node = Node(
+            name or f"node-{len(self.nodes) + 1}",
+            tenants=[
+                Tenant("team-a", (digest_of(KEY),)),
+                Tenant("team-b", (digest_of(OTHER_KEY),)),
+                Tenant("team-private", (digest_of(PRIVATE_KEY),), transcript=False),
+            ],
+            credentials=pool,
+            store=StoreSettings(url or self.url, refresh=store.pop("refresh", 0.1), **store),
+            bounds=bounds or Bounds(hold=1.0, first_event=5.0, silence=5.0, leave=3.0),
+            policy=policy,
+            dial=DialSettings(connect=2.0, heartbeat=5.0),
+        )
+        listeners = Listeners(node)
+        await listeners.start(("127.0.0.1", 0), ("127.0.0.1", 0))
+        self.nodes.append(listeners)
+        return listeners
+
+    def agent(self, node: Listeners, *, key: str = KEY, session_id: str | None = None, **more: Any) -> SessionClient:
+        client = SessionClient(f"http://127.0.0.1:{node.client_port}/v1", key, session_id=session_id, **more)
+        self.clients.append(client)
+        return client
+
+    async def connected(self, node: Listeners, **more: Any) -> SessionClient:
+        client = self.agent(node, **more)
+        assert await client.connect(), client.handshake_status
+        return client
+
+    def sent_to(self, credential: str) -> list[TurnRecord]:
+        """What the vendor received under this credential."""
+        return [turn for turn in self.sim.turns if turn.credential == credential]
+
+    async def session(self, client: SessionClient, tenant: str = "team-a") -> Session:
+        """The truth about a session, as the store has it."""
+        name = client.handshake_headers["x-session-id"]
+        found = await self.nodes[0].node.store.load(derive_sid(tenant, name))
+        assert found is not None
+        return found
+
+
+def counted(node: Listeners, metric: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels, as a scrape would read it."""
+    total = 0.0
+    for family in text_string_to_metric_families(node.node.metrics.render().decode()):
+        for sample in family.samples:
+            if sample.name == metric and all(sample.labels.get(k) == v for k, v in labels.items()):
+                total += sample.value
+    return total
+
+
+def only(pool: list[Credential], *names: str) -> list[Credential]:
+    return [credential for credential in pool if credential.name in names]
+
+
+def shared_quota(pool: list[Credential], group: str) -> list[Credential]:
+    return [replace(credential, limit_group=group) for credential in pool]
