@@ -1,0 +1,143 @@
+"""What must hold between settings, beyond what each of them may be on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from broker.config.binding import Draft, Finding
+from broker.config.schema import (
+    BASE_URLS,
+    Config,
+    CredentialConfig,
+    SessionConfig,
+    TenantConfig,
+    TurnConfig,
+)
+from broker.config.units import HEADER_NAME
+
+# The broker writes these itself, or they would carry a secret past the secret's own place.
+RESERVED_HEADERS = frozenset(
+    {
+        *("authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"),
+        *("host", "connection", "upgrade", "keep-alive", "te", "trailer"),
+        *("transfer-encoding", "content-length", "content-type", "expect"),
+    }
+)
+
+
+def check(root: Draft) -> list[Finding]:
+    """Every broken rule in the draft of the whole document."""
+    findings: list[Finding] = []
+    for draft in root.drafts():
+        for rule in _RULES.get(draft.record, ()):
+            findings.extend(rule(draft))
+    return findings
+
+
+def _at_most_one(draft: Draft, names: tuple[str, ...]) -> Iterator[Finding]:
+    given = [name for name in names if draft.given(name)]
+    for name in given[1:]:
+        yield draft.fault(name, f"stands beside {given[0]}; give only one of {', '.join(names)}")
+
+
+def _secret_source(draft: Draft) -> Iterator[Finding]:
+    names = ("secret_env", "secret_file")
+    if not any(draft.given(name) for name in names):
+        yield draft.fault("secret_env", "is missing: name the variable or, as secret_file, the file with the secret")
+    yield from _at_most_one(draft, names)
+
+
+def _base_url(draft: Draft) -> Iterator[Finding]:
+    vendor = draft.get("vendor")
+    if vendor and vendor not in BASE_URLS and not draft.given("base_url"):
+        yield draft.fault("base_url", f"is missing: the vendor {vendor!r} has no address of its own")
+
+
+def _headers(draft: Draft) -> Iterator[Finding]:
+    for name in draft.get("headers", {}):
+        lowered = name.lower()
+        if lowered in RESERVED_HEADERS or lowered.startswith("sec-websocket-"):
+            yield draft.fault("headers", f"must not contain {lowered!r}: the broker sets it")
+        elif not _is_header_name(name):
+            yield draft.fault("headers", f"{name[:64]!r} is not a header's name")
+
+
+def _is_header_name(name: str) -> bool:
+    try:
+        HEADER_NAME.parse(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _transports(draft: Draft) -> Iterator[Finding]:
+    transports = draft.get("transports", ())
+    if len(set(transports)) != len(transports):
+        yield draft.fault("transports", "must name websocket, http or both, each once")
+
+
+def _not_empty(draft: Draft, name: str) -> Iterator[Finding]:
+    # Entries that could not be read are reported on their own lines; this is about a list that has none.
+    if draft.given(name) and draft.node.value[name].value == []:
+        yield draft.fault(name, "must hold at least one entry")
+
+
+def _unique_names(draft: Draft, of: str) -> Iterator[Finding]:
+    seen: dict[str, Draft] = {}
+    for item in draft.get(of, ()):
+        first = seen.setdefault(item.get("name", item.path), item)
+        if first is not item:
+            yield item.fault("name", f"{item.get('name')!r} is already the name of {first.path}")
+
+
+def _unique_keys(draft: Draft) -> Iterator[Finding]:
+    owners: dict[str, Draft] = {}
+    for tenant in draft.get("tenants", ()):
+        for digest in tenant.get("keys", ()):
+            if digest in owners:
+                yield tenant.fault("keys", f"a key stands here that is already listed in {owners[digest].path}")
+            owners[digest] = tenant
+
+
+def _listeners(draft: Draft) -> Iterator[Finding]:
+    listen = draft.effective("listen")
+    if listen.port != 0 and listen == draft.effective("operations_listen"):
+        yield draft.fault("operations_listen", f"is the same address as listen, {listen}")
+
+
+def _aliases(draft: Draft) -> Iterator[Finding]:
+    if "" in draft.get("aliases", {}):
+        yield draft.fault("aliases", "a model's name must not be empty")
+
+
+def _connect_within_placing(draft: Draft) -> Iterator[Finding]:
+    connect, placing = draft.effective("connect"), draft.effective("placing")
+    if connect > placing:
+        yield draft.fault(
+            "connect", f"{connect:g}s is longer than placing, {placing:g}s, so no turn could be placed anew"
+        )
+
+
+_RULES: dict[type, tuple[Callable[[Draft], Iterator[Finding]], ...]] = {
+    Config: (
+        partial(_at_most_one, names=("redis_url", "redis_url_env", "redis_url_file")),
+        partial(_not_empty, name="tenants"),
+        partial(_not_empty, name="credentials"),
+        partial(_unique_names, of="tenants"),
+        partial(_unique_names, of="credentials"),
+        _unique_keys,
+        _listeners,
+    ),
+    TenantConfig: (partial(_not_empty, name="keys"),),
+    CredentialConfig: (
+        _secret_source,
+        _base_url,
+        _aliases,
+        _transports,
+        _headers,
+        partial(_not_empty, name="transports"),
+    ),
+    SessionConfig: (partial(_at_most_one, names=("encryption_key_env", "encryption_key_file")),),
+    TurnConfig: (_connect_within_placing,),
+}

@@ -1,0 +1,25 @@
+"""A vendor of the Responses API with faults, and clients that can tell when a context was altered."""
+
+from broker.simulator.client import SessionClient, TurnResult
+from broker.simulator.context import context_digest
+from broker.simulator.control import serve
+from broker.simulator.credentials import SimCredential, SimOptions, parse_credentials
+from broker.simulator.faults import Fault, FaultBoard, presets
+from broker.simulator.record import Handshake, TurnRecord
+from broker.simulator.upstream import Simulator
+
+__all__ = [
+    "Fault",
+    "FaultBoard",
+    "Handshake",
+    "SessionClient",
+    "SimCredential",
+    "SimOptions",
+    "Simulator",
+    "TurnRecord",
+    "TurnResult",
+    "context_digest",
+    "parse_credentials",
+    "presets",
+    "serve",
+]

@@ -1,0 +1,1 @@
+"""A soak: many sessions through several nodes under random faults, every context checked against the truth."""

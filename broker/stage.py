@@ -1,0 +1,206 @@
+"""A stage for demonstrations and soaks: an embedded server, a simulated vendor, and real node and worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from broker.embedded import EmbeddedServer, ends_with_parent
+from broker.simulator import SessionClient, SimCredential, Simulator
+
+CLIENT_KEY = "sbk_a-key-of-the-stage-and-of-nothing-else"
+READY_WITHIN = 20.0
+
+
+@dataclass
+class NodeProcess:
+    """One `broker serve` process on the stage."""
+
+    name: str
+    config: Path
+    port: int
+    operations_port: int
+    environ: Mapping[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    counted: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def base_url(self) -> str:
+        """Where its clients connect to."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self.process is not None and self.process.poll() is None
+
+    def launch(self) -> None:
+        """Start the process; `Stage.ready` waits for it."""
+        self.process = _spawn(["serve", "--config", str(self.config)], self.environ, self.log)
+
+    def kill(self) -> None:
+        """SIGKILL: what was in its memory is gone."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(5)
+
+
+def _spawn(arguments: Sequence[str], environ: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "broker", *arguments],
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **environ},
+            preexec_fn=ends_with_parent(signal.SIGKILL),
+        )
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Stage:
+    """Everything a demonstration needs, in a folder of its own that goes with it. Use as an async context manager."""
+
+    def __init__(
+        self,
+        credentials: Sequence[SimCredential],
+        *,
+        nodes: int = 2,
+        worker: bool = True,
+        settings: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.credentials = list(credentials)
+        self.sim = Simulator(self.credentials, **options)
+        self.nodes: list[NodeProcess] = []
+        self.worker: subprocess.Popen[bytes] | None = None
+        self._count, self._with_worker = nodes, worker
+        self._settings = dict(settings or {})
+        self._folder = tempfile.TemporaryDirectory(prefix="session-broker-")
+        self.folder = Path(self._folder.name)
+        self.server = EmbeddedServer(str(self.folder / "data"))
+
+    async def __aenter__(self) -> Stage:
+        self.server.start()
+        await self.sim.start()
+        environ = {f"STAGE_SECRET_{c.name}": c.secret for c in self.credentials}
+        for index in range(self._count):
+            self.nodes.append(self._node(f"node-{index + 1}", environ))
+        for node in self.nodes:
+            node.launch()
+        if self._with_worker:
+            arguments = ["worker", "--config", str(self.nodes[0].config)]
+            self.worker = _spawn(arguments, environ, self.folder / "worker.log")
+        await asyncio.gather(*map(self.ready, self.nodes))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for node in self.nodes:
+            if node.process is not None and node.running:
+                node.process.terminate()
+        if self.worker is not None:
+            self.worker.terminate()
+        for process in [*(node.process for node in self.nodes), self.worker]:
+            if process is not None:
+                await asyncio.to_thread(_end, process)
+        await self.sim.stop()
+        self.server.stop()
+        self._folder.cleanup()
+
+    def _node(self, name: str, environ: Mapping[str, str]) -> NodeProcess:
+        port, operations_port = free_port(), free_port()
+        config = self.folder / f"{name}.yaml"
+        config.write_text(json.dumps(self._config(name, port, operations_port), indent=2))
+        return NodeProcess(name, config, port, operations_port, environ, self.folder / f"{name}.log")
+
+    def _config(self, name: str, port: int, operations_port: int) -> dict[str, Any]:
+        return {
+            "node": name,
+            "listen": f"127.0.0.1:{port}",
+            "operations_listen": f"127.0.0.1:{operations_port}",
+            "redis_url": self.server.url,
+            "tenants": [{"name": "stage", "keys": [f"sha256:{hashlib.sha256(CLIENT_KEY.encode()).hexdigest()}"]}],
+            "credentials": [
+                {
+                    "name": c.name,
+                    "vendor": "custom",
+                    "base_url": self.sim.base_url,
+                    "secret_env": f"STAGE_SECRET_{c.name}",
+                    "boundary": c.boundary,
+                    "limit_group": c.name,
+                }
+                for c in self.credentials
+            ],
+            "log": {"level": "info", "format": "json"},
+            **self._settings,
+        }
+
+    async def ready(self, node: NodeProcess) -> None:
+        """Wait until a node takes connections; bounded."""
+        deadline = time.monotonic() + READY_WITHIN
+        async with aiohttp.ClientSession() as http:
+            while time.monotonic() < deadline:
+                if not node.running:
+                    break
+                try:
+                    async with http.get(f"http://127.0.0.1:{node.operations_port}/readyz") as response:
+                        if response.status == 200:
+                            return
+                except aiohttp.ClientError:
+                    pass
+                await asyncio.sleep(0.02)
+        raise RuntimeError(f"{node.name} did not get ready:\n{node.log.read_text()[-2000:]}")
+
+    def client(self, node: NodeProcess, **more: Any) -> SessionClient:
+        """An agent that checks every answer, not yet connected."""
+        return SessionClient(node.base_url, CLIENT_KEY, **more)
+
+    async def counters(self) -> dict[str, float]:
+        """The counters of all nodes, summed, as `name{label=value,...}`; what a killed node had counted is gone."""
+        total: dict[str, float] = {}
+        async with aiohttp.ClientSession() as http:
+            for node in self.nodes:
+                if node.running:
+                    async with http.get(f"http://127.0.0.1:{node.operations_port}/metrics") as response:
+                        node.counted = _samples(await response.text())
+                for key, value in node.counted.items():
+                    total[key] = total.get(key, 0.0) + value
+        return total
+
+
+def _samples(text: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(5)
