@@ -39,6 +39,7 @@ class NodeProcess:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     counted: dict[str, float] = field(default_factory=dict)
+    past: dict[str, float] = field(default_factory=dict)
 
     @property
     def base_url(self) -> str:
@@ -59,6 +60,9 @@ class NodeProcess:
         if self.process is not None:
             self.process.kill()
             self.process.wait(5)
+            for key, value in self.counted.items():
+                self.past[key] = self.past.get(key, 0.0) + value
+            self.counted = {}
 
 
 def _spawn(arguments: Sequence[str], environ: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -177,14 +181,14 @@ class Stage:
         return SessionClient(node.base_url, CLIENT_KEY, **more)
 
     async def counters(self) -> dict[str, float]:
-        """The counters of all nodes, summed, as `name{label=value,...}`; what a killed node had counted is gone."""
+        """The counters of all nodes, summed, as `name{label=value,...}`; of a killed node what was last read."""
         total: dict[str, float] = {}
         async with aiohttp.ClientSession() as http:
             for node in self.nodes:
                 if node.running:
                     async with http.get(f"http://127.0.0.1:{node.operations_port}/metrics") as response:
                         node.counted = _samples(await response.text())
-                for key, value in node.counted.items():
+                for key, value in (*node.past.items(), *node.counted.items()):
                     total[key] = total.get(key, 0.0) + value
         return total
 

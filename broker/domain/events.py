@@ -52,10 +52,14 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class NonePlaced:
-    """Selection found nobody. `reasons` say why each was passed over; `resets_at` is a time a vendor named."""
+    """Selection found nobody. `reasons` say why each was passed over; `resets_at` is a time a vendor named.
+
+    Both times are the store's clock, in seconds.
+    """
 
     reasons: frozenset[str]
     resets_at: float | None = None
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

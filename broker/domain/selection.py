@@ -15,13 +15,15 @@ class Wish:
     """What a turn asks of a credential.
 
     `preferred` is the pin: a preference that never outranks health. `boundary`, where given, is the only one that
-    can serve the turn. `excluded` are the credentials that this turn has already tried.
+    can serve the turn. `excluded` are the credentials that this turn has already tried, `avoided` is one that comes
+    behind everybody else who is usable.
     """
 
     model: str
     preferred: str | None = None
     boundary: str | None = None
     excluded: AbstractSet[str] = frozenset()
+    avoided: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +92,12 @@ def _why_not(credential: Credential, verdict: Verdict, running: int, wish: Wish)
     return ""
 
 
-def _order(candidate: Candidate, wish: Wish, turn: int) -> tuple[bool, int, bool, int, float, int]:
+def _order(candidate: Candidate, wish: Wish, turn: int) -> tuple[bool, bool, int, bool, int, float, int]:
     pinned = candidate.credential.name == wish.preferred
     rank = candidate.verdict.rank or 0
     return (
         bool(candidate.passed_over),
+        candidate.credential.name == wish.avoided,
         0 if pinned and rank == 1 else rank,
         not pinned,
         candidate.credential.priority,

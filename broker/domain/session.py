@@ -29,7 +29,8 @@ class Session:
     """This node's copy of a session; its hash in Redis is the truth.
 
     `sid` is derived, see `derive_sid`; `name` is what the client calls it. `boundaries` are those whose credentials
-    have served a turn of it: where there is more than one, reasoning ciphertext may be foreign.
+    have served a turn of it: where there is more than one, reasoning ciphertext may be foreign. `avoided` broke off its
+    last turn after output was shown; until a turn ends well, anybody else is better.
     """
 
     sid: str
@@ -40,6 +41,7 @@ class Session:
     boundaries: set[str] = field(default_factory=set)
     turns: int = 0
     closed: bool = False
+    avoided: str | None = None
 
     def adopt(self, pin: Pin | None, incremental_disabled: bool) -> None:
         """Take over what the store answered: the truth, or the winner of a race."""

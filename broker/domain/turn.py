@@ -11,6 +11,7 @@ Rules that govern it:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -98,7 +99,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Bounds of a turn: placements that may have cost something, seconds to place it, events held back at most."""
+    """Bounds of a turn.
+
+    `placements`: how often it may fail in one and the same way, after it was sent, before its client is told; a
+    refusal that proves that nothing ran costs nothing, and every credential is tried at most once anyway. `placing`:
+    seconds in which it may be placed anew. `held`: events held back at most. `boundaries`: how many the pool has.
+    """
 
     placements: int = 3
     placing: float = 30.0
@@ -112,6 +118,7 @@ class OutOfTurn(Exception):
 
 MAX_PIN_RACES = 3
 MAX_REPLAYS = 2
+"""How often one credential may be sent the same turn again for reasons that are not its fault."""
 
 
 @dataclass(slots=True)
@@ -130,9 +137,10 @@ class Turn:
     mode: Mode = Mode.INCREMENTAL
     failures: list[tuple[Credential, Failure]] = field(default_factory=list)
     _excluded: set[str] = field(default_factory=set)
-    _spent: int = 0
+    _spent: Counter[FailureKind] = field(default_factory=Counter)
     _races: int = 0
-    _replays: int = 0
+    _replays: Counter[str] = field(default_factory=Counter)
+    _retried: bool = False
     _bound: bool = False
     _forced: bool = False
     _strip: bool = False
@@ -207,7 +215,8 @@ class Turn:
         self.state = State.PLACING
         pin = self.session.pin
         preferred = pin.credential if pin is not None else None
-        return [Place(Wish(self.request.model, preferred, self.boundary, frozenset(self._excluded)))]
+        wish = Wish(self.request.model, preferred, self.boundary, frozenset(self._excluded), self.session.avoided)
+        return [Place(wish)]
 
     def _placed(self, event: Placed, now: float) -> list[Command]:
         self.credential = event.credential
@@ -219,7 +228,7 @@ class Turn:
         pin = self.session.pin
         if pin is not None and pin.credential == event.credential.name:
             return self._open()
-        because = self.failures[-1][1].kind.value if self.failures else ("health" if pin else "placed")
+        because = self._because(pin)
         if pin is None or pin.epoch == 0:
             # no store has seen a pin yet: the first commit writes it
             self.session.pin = Pin(event.credential.name, 0, event.nonce, because)
@@ -228,6 +237,13 @@ class Turn:
             return self._open()
         self.state = State.PINNING
         return [MovePin(pin, Pin(event.credential.name, pin.epoch + 1, event.nonce, because))]
+
+    def _because(self, pin: Pin | None) -> str:
+        if self.failures:
+            return self.failures[-1][1].kind.value
+        if pin is None:
+            return "placed"
+        return "interrupted" if pin.credential == self.session.avoided else "health"
 
     def _pin_moved(self, event: PinMoved, now: float) -> list[Command]:
         self.session.adopt(event.pin, True)
@@ -321,6 +337,7 @@ class Turn:
         self.session.adopt(event.pin, event.incremental_disabled)
         self.session.boundaries.add(self.credential.boundary)
         self.session.turns += 1
+        self.session.avoided = None
         self.state = State.ENDED
         self.outcome = Outcome.COMPLETED
         return [Relay(self._release()), Absolve(self.credential), End(Outcome.COMPLETED)]
@@ -338,11 +355,9 @@ class Turn:
         self.failures.append((self.credential, failure))
         commands: list[Command] = [Abandon(), *self._blame(failure, poisonous)]
         action = failure.row.action(self.phase)
-        if poisonous or action is Action.SURFACE:
+        if poisonous or action is Action.SURFACE or self._out_of_bounds(failure, now):
             return commands + self._surface(failure, poisonous)
-        if self._out_of_bounds(failure, now):
-            return commands + self._surface(failure, False)
-        if action is Action.REPLAY:
+        if action is Action.REPLAY and self._may_replay():
             return commands + self._replay(failure)
         self._moving = FailOver(failure, self.phase)
         self._excluded.add(self.credential.name)
@@ -382,14 +397,17 @@ class Turn:
         return confirmed
 
     def _out_of_bounds(self, failure: Failure, now: float) -> bool:
-        if self.phase is Phase.SENT and not failure.independent and failure.kind not in _PROVEN_UNSERVED:
-            self._spent += 1
-        return self._spent >= self.policy.placements or now - self.started > self.policy.placing
+        if self.phase is Phase.SENT and failure.kind not in _PROVEN_UNSERVED:
+            self._spent[failure.kind] += 1
+        return self._spent[failure.kind] >= self.policy.placements or now - self.started > self.policy.placing
+
+    def _may_replay(self) -> bool:
+        """A credential whose sockets end again and again, or that keeps losing what it held, is left for another."""
+        assert self.credential is not None
+        self._replays[self.credential.name] += 1
+        return self._replays[self.credential.name] <= MAX_REPLAYS
 
     def _replay(self, failure: Failure) -> list[Command]:
-        self._replays += 1
-        if self._replays > MAX_REPLAYS:
-            return self._surface(failure, False)
         if failure.kind is FailureKind.CONTINUATION_LOST:
             self._forced = True
             self.session.incremental_disabled = True
@@ -406,11 +424,11 @@ class Turn:
             return retry
         kinds = {failure.kind for _, failure in self.failures}
         if FailureKind.QUOTA_EXHAUSTED in kinds or "exhausted" in event.reasons:
-            return self._tell(Outcome.EXHAUSTED, errors.all_exhausted(event.resets_at, now))
+            return self._tell(Outcome.EXHAUSTED, errors.all_exhausted(event.resets_at, event.at))
         if self.failures:
             return self._surface(self.failures[-1][1], False)
         if "cooling" in event.reasons:
-            return self._tell(Outcome.EXHAUSTED, errors.all_exhausted(event.resets_at, now))
+            return self._tell(Outcome.EXHAUSTED, errors.all_exhausted(event.resets_at, event.at))
         if "busy" in event.reasons:
             reply = errors.overloaded("Every credential that could serve this request is at its in-flight cap.")
             return self._tell(Outcome.EXHAUSTED, reply)
@@ -421,9 +439,9 @@ class Turn:
     def _retry_lost(self) -> list[Command]:
         """Nobody else is there: a credential whose socket was merely lost can serve the turn on another socket."""
         lost = {c.name for c, failure in self.failures if failure.kind is FailureKind.TRANSPORT_LOST} & self._excluded
-        self._replays += bool(lost)
-        if not lost or self._replays > MAX_REPLAYS:
+        if not lost or self._retried:
             return []
+        self._retried = True
         self._excluded -= lost
         return self._place()
 
@@ -439,6 +457,8 @@ class Turn:
         if poisonous:
             return blamed + self._tell(Outcome.REQUEST_FAULT, errors.refused(failure))
         if self.phase is Phase.SHOWN:
+            # the client will come again with the same turn: somebody else shall have it
+            self.session.avoided = self.credential.name if self.credential is not None else None
             return blamed + self._tell(Outcome.INTERRUPTED, errors.interrupted())
         if failure.kind is FailureKind.CONTINUATION_LOST:
             return blamed + self._parent_gone(ParentGone(), 0.0)
@@ -462,8 +482,16 @@ class Turn:
         return [Abandon(), End(Outcome.CLIENT_LEFT)]
 
 
-_PROVEN_UNSERVED = frozenset({FailureKind.QUOTA_EXHAUSTED, FailureKind.RATE_LIMITED})
-"""Refusals that prove that nothing ran: trying the next credential costs nobody anything."""
+_PROVEN_UNSERVED = frozenset(
+    {
+        FailureKind.QUOTA_EXHAUSTED,
+        FailureKind.RATE_LIMITED,
+        FailureKind.CONNECTION_EXPIRED,
+        FailureKind.CONTINUATION_LOST,
+        FailureKind.CIPHERTEXT_FOREIGN,
+    }
+)
+"""Refusals that prove that nothing ran: trying again costs nobody anything, and no credential is tried for ever."""
 
 
 def _as_request_fault(failure: Failure) -> Failure:

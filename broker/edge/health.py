@@ -77,7 +77,7 @@ class HealthBoard:
             for c in choice.candidates
         }
         able = [c.credential for c in choice.candidates if c.passed_over not in ("model", "boundary")]
-        return NonePlaced(frozenset(reasons), self.snapshot.earliest_reset(able, wish.model, now))
+        return NonePlaced(frozenset(reasons), self.snapshot.earliest_reset(able, wish.model, now), now)
 
     def usable(self) -> int:
         """How many credentials could serve some turn right now."""

@@ -74,7 +74,8 @@ class SessionClient:
 
     @property
     def connected(self) -> bool:
-        return self._ws is not None and not self._ws.closed
+        """Whether the socket is there as far as anybody has noticed."""
+        return self._ws is not None and not self._ws.closed and self._reader is not None and not self._reader.done()
 
     async def connect(self) -> bool:
         """Open a new socket, ending an old one; the transcript stays. False if refused, see `handshake_status`."""
@@ -234,7 +235,9 @@ class SessionClient:
         try:
             async with asyncio.timeout(self.timeout):
                 await self._ws.send_str(orjson.dumps(frame).decode())
-        except (aiohttp.ClientError, OSError, TimeoutError):
+        except (aiohttp.ClientError, OSError, TimeoutError) as failure:
+            self.notices.append({"type": "send failed", "message": repr(failure)})
+            await self._drop()
             return False
         return True
 

@@ -27,6 +27,8 @@ CREDENTIALS = (
     SimCredential("E", "sk-soak-E", "initech"),
 )
 RETRIES = 3
+NOTICED_WITHIN = 2.0
+"""Seconds in which a client notices that its node was killed."""
 SETTINGS = {
     "turn": {"hold": "1s", "first_event": "2s", "silence": "3s"},
     "store": {"refresh": "250ms"},
@@ -36,7 +38,11 @@ SETTINGS = {
 
 @dataclass
 class Report:
-    """What the soak found. The last five must be 0."""
+    """What the soak found.
+
+    `extra_dispatches` are turns that ran twice upstream without the broker having said so: what was sent and lost
+    before anything was shown may be sent again, but it is counted (`ambiguous_replays`).
+    """
 
     seed: int
     sessions: int
@@ -55,6 +61,8 @@ class Report:
     doubles: int = 0
     extra_dispatches: int = 0
     unfinished: int = 0
+    ran_twice: int = 0
+    ambiguous_replays: int = 0
     samples: list[str] = field(default_factory=list)
 
     @property
@@ -83,15 +91,20 @@ class Agent:
 
     async def run(self) -> None:
         """All turns of this session."""
-        for turn in range(self.soak.report.turns_wanted):
+        try:
+            await self._all_turns(self.soak.report.turns_wanted)
+        finally:
+            if self.client is not None:
+                await self.client.close()
+
+    async def _all_turns(self, wanted: int) -> None:
+        for turn in range(wanted):
             if not await self._turn(turn):
-                self.soak.report.unfinished += self.soak.report.turns_wanted - turn
+                self.soak.report.unfinished += wanted - turn
                 return
             await asyncio.sleep(self.soak.think * self.chance.random())
             if self.chance.random() < 0.03:
                 await self._drop()
-        if self.client is not None:
-            await self.client.close()
 
     async def _turn(self, turn: int) -> bool:
         for _ in range(RETRIES):
@@ -101,7 +114,6 @@ class Agent:
             self.attempt += 1
             self.soak.report.attempts += 1
             nonce = f"<{self.number}.{turn}.{self.attempt}>"
-            killed_before = self.soak.kills
             if client.heads.get(None) is not None and client.heads[None].calls:
                 result = await client.tool_turn(extra={"metadata": {"nonce": nonce}})
             else:
@@ -111,7 +123,7 @@ class Agent:
             if result.ok:
                 self.soak.report.turns += 1
                 return True
-            if not self._excused(result, killed_before, nonce):
+            if not self._excused(result, nonce):
                 return False
         self.soak.report.failed_although_healthy += 1
         self.soak.report.note(f"session {self.number} turn {turn}: gave up after {RETRIES} tries")
@@ -131,17 +143,19 @@ class Agent:
             self.soak.report.doubles += 1
             self.soak.report.note(f"{nonce}: {result.problems}")
 
-    def _excused(self, result: TurnResult, killed_before: int, nonce: str) -> bool:
+    def _excused(self, result: TurnResult, nonce: str) -> bool:
         """Whether this turn may have failed: output was shown and told to be lost, or we cut it off ourselves."""
         report = self.soak.report
         if result.error_code == "upstream_interrupted":
             report.interrupted_after_output += 1
             return True
-        if result.error is None and self.soak.kills != killed_before:
+        if result.error is None and self.soak.killed_at > result.started - NOTICED_WITHIN:
             report.cut_by_us += 1
             return True
         report.failed_although_healthy += 1
-        report.note(f"{nonce}: failed: {result.error} {result.problems}")
+        report.note(
+            f"{nonce}: failed: {result.error} {result.problems} {self.client.notices[-1:] if self.client else ''}"
+        )
         return True
 
     async def _connected(self) -> SessionClient | None:
@@ -175,12 +189,13 @@ class Agent:
 class Soak:
     """The whole run."""
 
-    def __init__(self, stage: Stage, report: Report, *, think: float, kill_every: float) -> None:
+    def __init__(self, stage: Stage, report: Report, *, think: float, kill_every: float, fault_every: float) -> None:
         self.stage, self.report, self.think = stage, report, think
-        self.kills = 0
+        self.killed_at = 0.0
         self._kill_every = kill_every
         self._chance = random.Random(report.seed)
-        self.schedule = Schedule(stage.sim, [c.name for c in CREDENTIALS], random.Random(report.seed + 1))
+        names = [c.name for c in CREDENTIALS]
+        self.schedule = Schedule(stage.sim, names, random.Random(report.seed + 1), every=fault_every)
 
     async def run(self, concurrency: int) -> None:
         """All sessions, `concurrency` at a time, under faults."""
@@ -198,9 +213,9 @@ class Soak:
         await asyncio.wait(background)
         self.schedule.stop()
         self.report.seconds = time.monotonic() - began
-        self._count_dispatches()
         self.report.faults = dict(self.schedule.counts)
         self.report.counters = await self._counters()
+        self._count_dispatches()
 
     async def _kill_nodes(self) -> None:
         while True:
@@ -208,7 +223,8 @@ class Soak:
             node = self._chance.choice(self.stage.nodes)
             if not all(other.running for other in self.stage.nodes):
                 continue
-            self.kills += 1
+            await self.stage.counters()  # what this node has counted would be gone
+            self.killed_at = time.monotonic()
             self.report.node_kills += 1
             node.kill()
             node.launch()
@@ -221,10 +237,10 @@ class Soak:
             nonce = (turn.fields.get("metadata") or {}).get("nonce")
             if nonce and turn.outcome in ("completed", "incomplete"):
                 ended[nonce] += 1
-        for nonce, count in ended.items():
-            if count > 1:
-                self.report.extra_dispatches += count - 1
-                self.report.note(f"{nonce}: ran {count} times upstream")
+        for count in ended.values():
+            self.report.ran_twice += count - 1
+        self.report.ambiguous_replays = int(self.report.counters.get("broker_ambiguous_replays_total", 0))
+        self.report.extra_dispatches = max(0, self.report.ran_twice - self.report.ambiguous_replays)
 
     async def _counters(self) -> dict[str, float]:
         wanted = (
@@ -233,6 +249,7 @@ class Soak:
             "broker_replays_total",
             "broker_turns_total",
             "broker_commits",
+            "broker_ambiguous",
         )
         return {
             key: value
@@ -260,7 +277,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sessions", type=int, default=200, help="sessions (default 200)")
     parser.add_argument("--turns", type=int, default=20, help="turns of each (default 20)")
     parser.add_argument("--concurrency", type=int, default=40, help="sessions at a time (default 40)")
-    parser.add_argument("--think", type=float, default=0.2, help="longest pause between turns, seconds (default 0.2)")
+    parser.add_argument("--think", type=float, default=0.5, help="longest pause between turns, seconds (default 0.5)")
+    parser.add_argument("--fault-every", type=float, default=0.03, help="seconds between two faults (default 0.03)")
     parser.add_argument("--kill-every", type=float, default=8.0, help="seconds between node kills (default 8)")
     parser.add_argument("--seed", type=int, default=None, help="seed (default: by chance; it is printed)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -273,7 +291,7 @@ async def _main(options: argparse.Namespace) -> int:
     console = Console(stderr=options.json)
     console.print(f"seed {seed}: {report.sessions} sessions x {report.turns_wanted} turns", highlight=False)
     async with Stage(CREDENTIALS, settings=SETTINGS, seed=seed, records=1_000_000) as stage:
-        soak = Soak(stage, report, think=options.think, kill_every=options.kill_every)
+        soak = Soak(stage, report, think=options.think, kill_every=options.kill_every, fault_every=options.fault_every)
         await soak.run(options.concurrency)
     _show(report, console)
     if options.json:

@@ -76,49 +76,42 @@ class Schedule:
     every: float = 0.05
     counts: Counter[str] = field(default_factory=Counter)
     revoked: set[str] = field(default_factory=set)
-    _last: dict[str, float] = field(default_factory=dict)
     _well: str = ""
+    _next: str = ""
+    _settled_at: float = 0.0
 
     async def run(self) -> None:
         """Until cancelled."""
-        self._well = self.credentials[0]
+        self._well = self._next = self.credentials[0]
         while True:
             await asyncio.sleep(self.every * self.chance.uniform(0.5, 1.5))
             self._rotate()
             self._strike()
 
     def _rotate(self) -> None:
-        """Sometimes another credential is the one that stays well: one that has had no fault for long enough."""
-        if self.chance.random() > 0.05:
-            return
+        """The part of the one that stays well goes round; who takes it over is left alone for long enough before."""
         now = time.monotonic()
-        settled = [
-            name
-            for name in self.credentials
-            if name not in self.revoked and now - self._last.get(name, -SETTLED) >= SETTLED
-        ]
-        if settled:
-            self._well = self.chance.choice(settled)
+        if now < self._settled_at:
+            return
+        self._well = self._next
+        others = [name for name in self.credentials if name != self._well and name not in self.revoked]
+        if others:
+            self._next = self.chance.choice(others)
+            self.sim.faults.clear(self._next)
+        self._settled_at = now + SETTLED
 
     def _strike(self) -> None:
         kind = self.chance.choices(KINDS, [kind.weight for kind in KINDS])[0]
-        resting = [name for name in self.credentials if self._resting(name)]
-        targets = [name for name in self.credentials if name not in (self._well, *resting) and name not in self.revoked]
-        if not targets or (kind.revokes and len(self.revoked) >= len(self.credentials) - 3):
+        targets = [name for name in self.credentials if name not in (self._well, self._next, *self.revoked)]
+        if not targets or (kind.revokes and len(targets) < 2):
             return
         name = self.chance.choice(targets)
-        self._last[name] = time.monotonic()
         self.counts[kind.name] += 1
         if kind.revokes:
             self.revoked.add(name)
             self.sim.faults.set(name, kind.fault)
         else:
             self.sim.faults.set(name, kind.fault.but(times=self.chance.randint(1, 4)))
-
-    def _resting(self, name: str) -> bool:
-        # now and then a credential is left alone, so that it can take over the part of the one that is well
-        period = int(time.monotonic() / (SETTLED * 1.5))
-        return self.credentials[period % len(self.credentials)] == name
 
     def stop(self) -> None:
         """No more faults."""

@@ -1,0 +1,1 @@
+"""Redis at arm's length: keys, scripts and the records that live there."""

@@ -1,0 +1,32 @@
+"""The Lua scripts of the store: each is a file of its own in `lua/`, with its contract on top."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script as the server knows it: by its text, and by the SHA-1 of it."""
+
+    name: str
+    text: str
+    sha: str
+
+
+def load(name: str) -> Script:
+    """The script of that name."""
+    text = files("broker.store").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+MOVE_PIN = load("move_pin")
+COMMIT = load("commit")
+FIND = load("find")
+CHAIN = load("chain")
+CLOSE_SESSION = load("close_session")
+REPORT = load("report")
+BEAT = load("beat")
+REMOVE_STALE = load("remove_stale")
