@@ -75,6 +75,8 @@ def _transports(draft: Draft) -> Iterator[Finding]:
     transports = draft.get("transports", ())
     if len(set(transports)) != len(transports):
         yield draft.fault("transports", "must name websocket, http or both, each once")
+    if transports and "websocket" not in transports:
+        yield draft.fault("transports", "must hold websocket: an upstream with http alone is not served yet")
 
 
 def _not_empty(draft: Draft, name: str) -> Iterator[Finding]:

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One party whose sessions nobody else can see. `transcript` False: nothing of its turns is kept."""
+    """One party whose sessions nobody else can see.
+
+    `transcript` False: nothing of its turns is kept. `max_sockets`: client sockets per process, 0 for no own cap.
+    """
 
     name: str
     digests: tuple[bytes, ...]
     transcript: bool = True
+    max_sockets: int = 0
 
 
 class Access:

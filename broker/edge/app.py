@@ -37,9 +37,13 @@ def client_app(node: Node) -> web.Application:
     """What clients connect to."""
     app = web.Application(client_max_size=node.bounds.max_frame)
     app[NODE] = node
-    app.router.add_get("/v1/responses", _responses)
-    app.router.add_get("/responses", _responses)
+    app.router.add_route("*", "/v1/responses", _responses)
+    app.router.add_route("*", "/{path:.*}", _elsewhere)
     return app
+
+
+async def _elsewhere(request: web.Request) -> web.Response:
+    return _refuse(request.app[NODE], "unknown_path", _NO_SUCH_PATH)
 
 
 def operations_app(node: Node) -> web.Application:
@@ -57,10 +61,12 @@ async def _responses(request: web.Request) -> web.StreamResponse:
     tenant = node.access.tenant(request.headers.get("Authorization"))
     if tenant is None:
         return _refuse(node, "unauthorized", _UNKNOWN_KEY)
-    if request.headers.get("Upgrade", "").lower() != "websocket":
+    if request.method != "GET" or request.headers.get("Upgrade", "").lower() != "websocket":
         return _refuse(node, "not_websocket", _NO_WEBSOCKET)
     if not node.ready or len(node.sockets) >= node.bounds.max_sockets:
         return _refuse(node, "full", _NODE_BUSY)
+    if tenant.max_sockets and sum(socket.tenant is tenant for socket in node.sockets) >= tenant.max_sockets:
+        return _refuse(node, "tenant_full", _TENANT_FULL)
     name = _session_name(request.headers)
     try:
         session = await node.sessions.claim(tenant.name, name) if name else node.sessions.mint(tenant.name)
@@ -109,6 +115,16 @@ _UNKNOWN_KEY = ErrorReply(
 )
 _NO_WEBSOCKET = ErrorReply(
     405, "websocket_required", "Connect to this address by WebSocket (GET with Upgrade).", "invalid_request_error"
+)
+_TENANT_FULL = ErrorReply(
+    429,
+    "connection_limit_reached",
+    "This key has as many connections as it may have; close one first.",
+    "rate_limit_error",
+    retry_after=5.0,
+)
+_NO_SUCH_PATH = ErrorReply(
+    404, "unknown_path", "This broker serves GET /v1/responses by WebSocket and nothing else.", "invalid_request_error"
 )
 _NODE_BUSY = ErrorReply(
     503, "node_busy", "This node takes no more connections; connect again.", "server_error", retry_after=2.0
@@ -197,7 +213,7 @@ def build_node(config: Config, secrets: ResolvedSecrets, redis_url: Secret, *, p
 
 def _tenant(item: TenantConfig) -> Tenant:
     digests = tuple(bytes.fromhex(str(key).removeprefix("sha256:")) for key in item.keys)
-    return Tenant(item.name, digests, item.transcript)
+    return Tenant(item.name, digests, item.transcript, item.max_sockets)
 
 
 def _credential(item: CredentialConfig, secrets: ResolvedSecrets) -> Credential:

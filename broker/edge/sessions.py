@@ -78,7 +78,8 @@ class Sessions:
             return Parent(response_id, None, live=False), session
         if other.closed and not meta.store:
             return None
-        socket.session = other
+        if not socket.explicit:
+            socket.session = other
         return Parent(response_id, meta), other
 
     async def _load(self, sid: str) -> Session | None:

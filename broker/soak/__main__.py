@@ -213,6 +213,7 @@ class Soak:
         await asyncio.wait(background)
         self.schedule.stop()
         self.report.seconds = time.monotonic() - began
+        await asyncio.gather(*map(self.stage.ready, self.stage.nodes))
         self.report.faults = dict(self.schedule.counts)
         self.report.counters = await self._counters()
         self._count_dispatches()
