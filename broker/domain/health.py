@@ -152,8 +152,8 @@ class HealthSnapshot:
             self.rows[row.subject] = row
 
     def replace(self, rows: Mapping[str, AuthHealth]) -> None:
-        """Take over the whole table."""
-        self.rows = dict(rows)
+        """Take over the whole table. A row that has healed is kept there for its version; here it is no row."""
+        self.rows = {subject: row for subject, row in rows.items() if row.state is not HealthState.HEALTHY}
 
 
 def _read(row: AuthHealth | None, now: float) -> Verdict:
@@ -179,11 +179,11 @@ def merge(row: AuthHealth | None, report: HealthReport, now: float) -> AuthHealt
     if row is not None and row.holds(now):
         if row.state.severity > report.state.severity:
             return row
-        if row.state is report.state and (row.until == 0.0 or row.until >= until):
+        if row.state is report.state and (row.until == 0.0 or row.until >= until > 0.0):
             return row
-    return AuthHealth(
-        report.subject, report.state, until, now, report.because, report.evidence, report.until is not None, version
-    )
+    # a time that had to be cut is no longer the vendor's own, and must not be told on as if it were
+    told = report.until is not None and until == report.until
+    return AuthHealth(report.subject, report.state, until, now, report.because, report.evidence, told, version)
 
 
 def _until(report: HealthReport, now: float) -> float:

@@ -116,6 +116,8 @@ def input_items(raw_input: bytes) -> bytes:
     return b"[]"
 
 
+CONVERSATION = "a conversation"
+
 _BINDING = (
     b'"item_reference"',
     b'"file_id"',
@@ -135,7 +137,7 @@ def binds(raw: bytes, frame: ClientFrame) -> str | None:
     frame without one of them costs eight searches and no parse.
     """
     if bytes(frame.conversation) != b"null":
-        return "a conversation"
+        return CONVERSATION
     if not any(word in raw for word in _BINDING):
         return None
     document = _loads(raw)

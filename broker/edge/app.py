@@ -18,8 +18,9 @@ from broker.domain.credential import Credential, Secret
 from broker.domain.errors import ErrorReply
 from broker.domain.turn import Policy
 from broker.edge.access import Tenant
-from broker.edge.node import Bounds, Node, StoreSettings
+from broker.edge.node import Node, StoreSettings
 from broker.edge.websocket import ClientSocket
+from broker.edge.wiring import Bounds
 from broker.store.connection import StoreUnavailable
 from broker.upstream.connection import DialSettings
 
@@ -83,7 +84,7 @@ async def _responses(request: web.Request) -> web.StreamResponse:
     ws.headers["x-session-id"] = session.name
     async with asyncio.timeout(node.bounds.handshake):
         await ws.prepare(request)
-    socket = ClientSocket(node, ws, tenant, session, explicit=name is not None, request=request)
+    socket = ClientSocket(node.wiring, ws, tenant, session, explicit=name is not None, request=request)
     node.metrics.handshakes.labels("accepted").inc()
     node.sockets.add(socket)
     try:

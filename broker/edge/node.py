@@ -18,6 +18,7 @@ from broker.edge.access import Access, Tenant
 from broker.edge.health import HealthBoard
 from broker.edge.sessions import Sessions
 from broker.edge.websocket import ClientSocket
+from broker.edge.wiring import Bounds, Wiring
 from broker.metrics import Metrics
 from broker.store.codec import Codec
 from broker.store.connection import Connection, StoreUnavailable
@@ -28,23 +29,6 @@ from broker.store.sessions import Committed, SessionStore
 from broker.upstream.connection import Dialer, DialSettings
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What bounds a node's work: times in seconds, sizes in bytes. The configuration says what each is for."""
-
-    hold: float = 3.0
-    first_event: float = 60.0
-    silence: float = 120.0
-    send_timeout: float = 30.0
-    leave: float = 10.0
-    heartbeat: float = 20.0
-    handshake: float = 10.0
-    max_frame: int = 16 * 1024 * 1024
-    max_sockets: int = 2000
-    lane_queue: int = 64
-    transcript: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +79,17 @@ class Node:
         )
         self.sessions = Sessions(self.store, self.journal, self.metrics)
         self.dialer = Dialer(dial or DialSettings(), clock=self.health.now)
+        self.wiring = Wiring(
+            self.policy,
+            self.bounds,
+            self.metrics,
+            self.health,
+            self.sessions,
+            self.store,
+            self.journal,
+            self.dialer,
+            self.chance,
+        )
         self._nodes = NodeStore(self.connection)
         self._duties: list[asyncio.Task[None]] = []
         self._primed()

@@ -6,23 +6,25 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from broker.domain.continuation import Parent
+from broker.domain.memory import SocketMemory
 from broker.domain.session import Session, derive_sid
 from broker.metrics import Metrics
 from broker.store.connection import StoreUnavailable
 from broker.store.journal import Journal
 from broker.store.sessions import SessionStore
 
-if TYPE_CHECKING:
-    from broker.edge.websocket import ClientSocket
-
 log = logging.getLogger(__name__)
 
 MINTED = "sess_"
 """What the name of a session begins with that the broker named itself."""
+
+
+def is_minted(session: Session) -> bool:
+    """Whether the broker named this session, so that its client may not know the name."""
+    return session.name.startswith(MINTED)
 
 
 class Sessions:
@@ -56,18 +58,18 @@ class Sessions:
         known.boundaries |= session.boundaries
         return known
 
-    async def resolve(self, socket: ClientSocket, session: Session, response_id: str) -> tuple[Parent, Session] | None:
+    async def resolve(self, memory: SocketMemory, session: Session, response_id: str) -> tuple[Parent, Session] | None:
         """The response that a turn continues and its session; None if the client itself gave it up.
 
         A response that nobody has heard of is the vendor's to refuse: its parent comes back without a record.
         Raises `StoreUnavailable`.
         """
-        if socket.memory.evicted(response_id):
+        if memory.evicted(response_id):
             return None
-        if found := socket.memory.recall(response_id):
+        if found := memory.recall(response_id):
             return found
         self._metrics.round_trips.labels("resolve").inc()
-        if session.turns or socket.explicit:
+        if session.turns or not is_minted(session):
             meta = await self._journal.find(session.sid, response_id)
             if meta is not None:
                 return Parent(response_id, meta), session
@@ -78,8 +80,6 @@ class Sessions:
             return Parent(response_id, None, live=False), session
         if other.closed and not meta.store:
             return None
-        if not socket.explicit:
-            socket.session = other
         return Parent(response_id, meta), other
 
     async def _load(self, sid: str) -> Session | None:
@@ -97,7 +97,7 @@ class Sessions:
         A session that the client has named it may still reclaim.
         """
         for session in sessions:
-            if session.name.startswith(MINTED):
+            if is_minted(session):
                 session.closed = True
                 try:
                     await self._journal.close_cleanly(session.sid)

@@ -7,7 +7,6 @@ import logging
 import secrets
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import ClientConnectionError, WSMsgType, web
@@ -22,10 +21,8 @@ from broker.domain.wire import BadFrame, ClientFrame
 from broker.edge.access import Tenant
 from broker.edge.driver import TurnDriver
 from broker.edge.links import Links
+from broker.edge.wiring import Wiring
 from broker.upstream.connection import Link, LinkClosed
-
-if TYPE_CHECKING:
-    from broker.edge.node import Node
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +35,7 @@ class ClientSocket:
 
     def __init__(
         self,
-        node: Node,
+        wiring: Wiring,
         ws: web.WebSocketResponse,
         tenant: Tenant,
         session: Session,
@@ -46,14 +43,14 @@ class ClientSocket:
         explicit: bool,
         request: web.Request,
     ) -> None:
-        self.node = node
+        self.wiring = wiring
         self.tenant = tenant
         self.session = session
         self.explicit = explicit
         self.memory = SocketMemory()
-        self.lanes: Lanes[TurnDriver] = Lanes(max_waiting=node.bounds.lane_queue)
+        self.lanes: Lanes[TurnDriver] = Lanes(max_waiting=wiring.bounds.lane_queue)
         forwarded = {name: request.headers[name] for name in FORWARDED if name in request.headers}
-        self.links = Links(node.dialer, forwarded, self.aside, chance=node.chance.random)
+        self.links = Links(wiring.dialer, forwarded, self.aside, chance=wiring.chance.random)
         self.sending_since: float | None = None
         self._ws = ws
         self._transport = request.transport
@@ -63,12 +60,17 @@ class ClientSocket:
     @property
     def keeps_transcript(self) -> bool:
         """Whether this client's turns may be recorded."""
-        return self.tenant.transcript and self.node.bounds.transcript
+        return self.tenant.transcript and self.wiring.bounds.transcript
 
     @property
     def sending(self) -> bool:
         """Whether the client is behind with reading."""
         return self.sending_since is not None
+
+    def join(self, session: Session) -> None:
+        """The client has found back to a session; what it begins next belongs there, unless it has named another."""
+        if not self.explicit:
+            self.session = session
 
     # --- to the client ---
 
@@ -90,7 +92,7 @@ class ClientSocket:
 
     async def close(self, code: int, reason: str) -> None:
         """Close the client's socket, with a reason."""
-        self.node.metrics.closes.labels(str(code)).inc()
+        self.wiring.metrics.closes.labels(str(code)).inc()
         await self._ws.close(code=code, message=reason.encode())
 
     def abort(self) -> None:
@@ -124,10 +126,10 @@ class ClientSocket:
             driver.leave()
         if self._tasks:
             # a commit under way is finished; everything else ends with the client
-            await asyncio.wait(self._tasks, timeout=self.node.bounds.leave)
+            await asyncio.wait(self._tasks, timeout=self.wiring.bounds.leave)
         await self.links.close()
         if clean and not self.explicit:
-            await self.node.sessions.close_cleanly(self.memory.sessions())
+            await self.wiring.sessions.close_cleanly(self.memory.sessions())
 
     async def _take(self, raw: bytes) -> None:
         lane = None
@@ -177,7 +179,7 @@ class ClientSocket:
         except Exception as error:
             # a fault of ours: the client gets an honest end, the socket and the other lanes go on
             log.exception("turn broke", extra={"session": driver.turn.session.sid, "turn": driver.request.turn_id})
-            self.node.metrics.turns.labels("broken").inc()
+            self.wiring.metrics.turns.labels("broken").inc()
             await self.refuse(
                 ErrorReply(
                     500,

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import aiohttp
+import orjson
 from prometheus_client.parser import text_string_to_metric_families
+from redis.asyncio import Redis
 
 from broker.domain.credential import Credential, Secret
 from broker.domain.session import Session, derive_sid
 from broker.domain.turn import Policy
 from broker.edge.access import Tenant
 from broker.edge.app import Listeners
-from broker.edge.node import Bounds, Node, StoreSettings
-from broker.simulator import SessionClient, SimCredential, Simulator
+from broker.edge.node import Node, StoreSettings
+from broker.edge.wiring import Bounds
+from broker.simulator import SessionClient, SimCredential, Simulator, TurnResult
 from broker.simulator.record import TurnRecord
 from broker.upstream.connection import DialSettings
 
@@ -121,6 +126,49 @@ class House:
         return found
 
 
+class Plain:
+    """A client socket without an agent: it sends what the test says, and shows every event."""
+
+    def __init__(self, ws: aiohttp.ClientWebSocketResponse[Any]) -> None:
+        self.ws = ws
+
+    async def create(self, text: str, lane: str | None = None, **more: Any) -> None:
+        frame = {"type": "response.create", "model": "sim-1", "store": False, "input": text, **more}
+        await self.ws.send_str(orjson.dumps(frame if lane is None else frame | {"stream_id": lane}).decode())
+
+    async def event(self, within: float = 5.0) -> dict[str, Any]:
+        message = await self.ws.receive(timeout=within)
+        assert message.type is aiohttp.WSMsgType.TEXT, message
+        event: dict[str, Any] = orjson.loads(message.data)
+        return event
+
+    async def until(self, ends: int) -> list[dict[str, Any]]:
+        """All events up to the given number of terminal ones."""
+        events: list[dict[str, Any]] = []
+        while sum(event["type"] in ("response.completed", "error") for event in events) < ends:
+            events.append(await self.event())
+        return events
+
+
+@asynccontextmanager
+async def plain(node: Listeners, key: str = KEY, **headers: str) -> AsyncIterator[Plain]:
+    """A socket for frames that no agent would send."""
+    url = f"http://127.0.0.1:{node.client_port}/v1/responses"
+    wanted = {"Authorization": f"Bearer {key}", **headers}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(url, headers=wanted, decode_text=False, max_msg_size=0) as ws,
+    ):
+        yield Plain(ws)
+
+
+async def everything_in(url: str) -> dict[bytes, bytes]:
+    """Every key of a Redis with all that it holds, as text."""
+    async with Redis.from_url(url) as redis:
+        read: dict[Any, Any] = {b"hash": redis.hgetall, b"string": redis.get, b"stream": redis.xrange}
+        return {key: repr(await read[await redis.type(key)](key)).encode() async for key in redis.scan_iter()}
+
+
 def counted(node: Listeners, metric: str, **labels: str) -> float:
     """The sum of a metric's samples that have these labels, as a scrape would read it."""
     total = 0.0
@@ -137,3 +185,18 @@ def only(pool: list[Credential], *names: str) -> list[Credential]:
 
 def shared_quota(pool: list[Credential], group: str) -> list[Credential]:
     return [replace(credential, limit_group=group) for credential in pool]
+
+
+def own_endpoints(pool: list[Credential]) -> list[Credential]:
+    """The same addresses, spelt so that each counts as an endpoint of its own."""
+    return [replace(credential, base_url=credential.base_url + "/" * at) for at, credential in enumerate(pool)]
+
+
+def conversation(result: TurnResult) -> list[dict[str, Any]]:
+    """All that a vendor must have before it when it answers this turn, by the client's own transcript."""
+    return [*(result.parent.transcript() if result.parent is not None else []), *result.input]
+
+
+def held_against(node: Listeners) -> dict[str, str]:
+    """The health that a node sees: the state of every row of the table."""
+    return {subject: row.state.value for subject, row in node.node.health.snapshot.rows.items()}

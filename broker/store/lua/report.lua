@@ -59,8 +59,9 @@ if row and (row_ends == 0 or now < row_ends) then
   if SEVERITY[row.state] > SEVERITY[state] then
     return stays()
   end
-  if row.state == state and (row_ends == 0 or row_ends >= ends) then
+  if row.state == state and (row_ends == 0 or (ends > 0 and row_ends >= ends)) then
     return stays()
   end
 end
-return becomes(ends, ARGV[6], told)
+-- a time that had to be cut is no longer the vendor's own
+return becomes(ends, ARGV[6], told and ends == tonumber(ARGV[4]))

@@ -1,0 +1,65 @@
+"""One attempt of a turn: the link it runs on, and what it has brought forth so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from broker.domain import transcript, wire
+from broker.domain.credential import Credential
+from broker.domain.health import AuthHealth
+from broker.domain.transcript import Commit, TurnItems, TurnMeta
+from broker.domain.turn import Turn
+from broker.upstream.connection import Link
+
+
+class Attempt:
+    """A turn on one credential. When the turn is placed anew, everything here is forgotten with it."""
+
+    def __init__(self, credential: Credential, held_against: Sequence[AuthHealth] = ()) -> None:
+        self.credential = credential
+        self.held_against = held_against
+        self.link: Link | None = None
+        self.response_id = ""
+        self.heard = 0.0
+        self._items: list[tuple[int, bytes]] = []
+
+    def note_item(self, raw: bytes) -> None:
+        """An output item is done (raises `wire.Garbage`)."""
+        self._items.append(wire.done_item(raw))
+
+    def commit(self, turn: Turn, inputs: bytes, terminal: bytes, *, keep: bool) -> Commit:
+        """The turn as it goes into the transcript; without its items if they may not be kept."""
+        meta = self._meta(turn, terminal, keep)
+        session, pin = turn.session, turn.session.pin
+        return Commit(
+            sid=session.sid,
+            name=session.name,
+            tenant=session.tenant,
+            meta=meta,
+            items=TurnItems(inputs, self._outputs(terminal)) if meta.kept else TurnItems(),
+            epoch=pin.epoch if pin else 0,
+            nonce=pin.nonce if pin else "",
+            because=pin.because if pin else "",
+            minted=transcript.minted(item for _, item in self._items),
+        )
+
+    def _meta(self, turn: Turn, terminal: bytes, keep: bool) -> TurnMeta:
+        parent = turn.parent
+        parent_meta = parent.meta if parent is not None else None
+        return TurnMeta(
+            turn_id=turn.request.turn_id,
+            parent=parent_meta.turn_id if parent_meta is not None else None,
+            response_id=wire.response_of(terminal)[0] or self.response_id,
+            credential=self.credential.name,
+            boundary=self.credential.boundary,
+            store=turn.request.store,
+            kept=keep and (parent_meta is None or parent_meta.kept),
+            rooted=turn.request.binding != wire.CONVERSATION and (parent is None or parent.known),
+        )
+
+    def _outputs(self, terminal: bytes) -> bytes:
+        if not self._items:
+            # some vendors name the items only at the end
+            listed = wire.response_of(terminal)[1]
+            return listed if listed[:1] == b"[" else b"[]"
+        return b"[" + b",".join(item for _, item in sorted(self._items, key=lambda entry: entry[0])) + b"]"
