@@ -99,11 +99,15 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """Report a failure to health; `confirmed` if nothing speaks for the request being at fault."""
+    """Report a failure to health; `confirmed` if nothing speaks for the request being at fault.
+
+    `again`: the same failure was reported before, without being confirmed.
+    """
 
     credential: Credential
     failure: Failure
     confirmed: bool
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ may name an account or a piece of a key, and the client could do nothing about t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ class ErrorReply:
 
     def event(self, stream_id: str | None = None) -> bytes:
         """As an `error` event of a WebSocket."""
-        headers = None if self.retry_after is None else {"retry-after": str(max(1, round(self.retry_after)))}
+        headers = None if self.retry_after is None else {"retry-after": str(max(1, math.ceil(self.retry_after)))}
         return error_event(
             self.status,
             self.code,
@@ -62,7 +63,7 @@ def all_exhausted(resets_at: float | None, now: float) -> ErrorReply:
     """No credential is left. `resets_at` only if a vendor named it; an invented time would be a lie."""
     extra: dict[str, Any] = {}
     if resets_at is not None:
-        extra = {"resets_at": int(resets_at), "resets_in_seconds": max(0, int(resets_at - now))}
+        extra = {"resets_at": math.ceil(resets_at), "resets_in_seconds": max(0, math.ceil(resets_at - now))}
     return ErrorReply(
         429,
         "usage_limit_reached",
@@ -70,6 +71,17 @@ def all_exhausted(resets_at: float | None, now: float) -> ErrorReply:
         "usage_limit_reached",
         retry_after=None if resets_at is None else max(1.0, resets_at - now),
         extra=extra,
+    )
+
+
+def all_cooling(resets_at: float | None, now: float) -> ErrorReply:
+    """Every credential is throttled for a moment; no quota is at its end."""
+    return ErrorReply(
+        429,
+        "rate_limit_exceeded",
+        "Every credential that could serve this request is being throttled. Try again in a moment.",
+        "rate_limit_error",
+        retry_after=1.0 if resets_at is None else max(1.0, resets_at - now),
     )
 
 

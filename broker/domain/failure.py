@@ -61,7 +61,7 @@ class Effect(Enum):
 class Row:
     """What is done about one kind of failure, by phase, and what it does to health.
 
-    `mutual`: the same refusal of one request by two credentials is the request's own fault (design.md 6.8).
+    `mutual`: credentials that refuse one request alike make it the request's own fault; see `Failure.witnesses`.
     `executed`: the turn may have run upstream, so sending it again may be billed twice and needs a movable turn.
     `verbatim`: the vendor's words concern the request and go to the client; all other words may name an account.
     """
@@ -120,6 +120,16 @@ class Failure:
     def row(self) -> Row:
         """Its row in the table."""
         return TABLE[self.kind]
+
+    @property
+    def witnesses(self) -> int:
+        """How many credentials must refuse a request alike before it is the request's own fault; 0: never.
+
+        Two; three where the vendor names the key, for two keys of one organisation may well be revoked together.
+        """
+        if not self.row.mutual or self.independent:
+            return 0
+        return 3 if self.names_key else 2
 
     @property
     def fingerprint(self) -> tuple[FailureKind, int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -116,13 +117,13 @@ class HealthSnapshot:
 
     def verdict(self, credential: Credential, model: str, now: float) -> Verdict:
         """How `credential` stands for `model` at `now` (store's clock, seconds)."""
-        worst = Verdict(0)
-        for subject in (credential_subject(credential), group_subject(credential), model_subject(credential, model)):
-            verdict = _read(self.rows.get(subject), now)
-            if verdict.rank is None:
-                return verdict
-            if verdict.rank > (worst.rank or 0):
-                worst = verdict
+        subjects = (credential_subject(credential), group_subject(credential), model_subject(credential, model))
+        verdicts = [_read(self.rows.get(subject), now) for subject in subjects]
+        blocked = [verdict for verdict in verdicts if verdict.rank is None]
+        if blocked:
+            # it is free when the last of its blocks has ended
+            return max(blocked, key=_ends)
+        worst = max(verdicts, key=lambda verdict: verdict.rank or 0)
         endpoint = self.rows.get(endpoint_subject(credential))
         if endpoint is not None and endpoint.state in BLOCKING and endpoint.holds(now):
             # soft evidence: an overloaded endpoint is spared, but it never takes the whole pool away
@@ -162,6 +163,11 @@ def _read(row: AuthHealth | None, now: float) -> Verdict:
     if row.state is HealthState.SUSPECT:
         return Verdict(1 if row.holds(now) else 0, row)
     return Verdict(None, row) if row.holds(now) else Verdict(1, row)
+
+
+def _ends(verdict: Verdict) -> float:
+    until = verdict.row.until if verdict.row is not None else 0.0
+    return until or math.inf
 
 
 def merge(row: AuthHealth | None, report: HealthReport, now: float) -> AuthHealth:

@@ -55,15 +55,17 @@ def select(
 ) -> Choice:
     """Choose a credential for one turn.
 
-    Order: usable, then trusted before doubted before spared (see `Verdict.rank`), then the pin, then the lower
-    priority tier, then the least load by weight; `chance` in [0, 1) breaks ties. A doubted pin keeps its session, for
+    Order: usable, then trusted before doubted before spared (see `Verdict.rank`), then the pin, then the pin's boundary
+    (who moves within it keeps its reasoning), then the lower priority tier, then the least load by weight; `chance` in
+    [0, 1) breaks ties. A doubted pin keeps its session, for
     doubt is no evidence and moving costs the prompt cache; a spared one gives way to whoever is better off.
     """
     candidates = [_look(credential, health, in_flight, wish, now) for credential in pool]
     offset = int(chance * len(pool)) if pool else 0
+    home = next((credential.boundary for credential in pool if credential.name == wish.preferred), None)
     ranked = sorted(
         enumerate(candidates),
-        key=lambda entry: _order(entry[1], wish, (entry[0] - offset) % len(pool)),
+        key=lambda entry: _order(entry[1], wish, home, (entry[0] - offset) % len(pool)),
     )
     ordered = [candidate for _, candidate in ranked]
     taken = next((c.credential for c in ordered if not c.passed_over), None)
@@ -92,7 +94,9 @@ def _why_not(credential: Credential, verdict: Verdict, running: int, wish: Wish)
     return ""
 
 
-def _order(candidate: Candidate, wish: Wish, turn: int) -> tuple[bool, bool, int, bool, int, float, int]:
+def _order(
+    candidate: Candidate, wish: Wish, home: str | None, turn: int
+) -> tuple[bool, bool, int, bool, bool, int, float, int]:
     pinned = candidate.credential.name == wish.preferred
     rank = candidate.verdict.rank or 0
     return (
@@ -100,6 +104,7 @@ def _order(candidate: Candidate, wish: Wish, turn: int) -> tuple[bool, bool, int
         candidate.credential.name == wish.avoided,
         0 if pinned and rank == 1 else rank,
         not pinned,
+        home is not None and candidate.credential.boundary != home,
         candidate.credential.priority,
         candidate.load,
         turn,

@@ -369,11 +369,12 @@ class Turn:
             failure = _as_request_fault(failure)
         if failure.kind is FailureKind.CIPHERTEXT_FOREIGN and not self._may_strip():
             failure = _as_request_fault(failure)
-        alike = any(
-            other.fingerprint == failure.fingerprint and credential is not self.credential
-            for credential, other in self.failures
-        )
-        return failure, failure.row.mutual and not failure.independent and alike
+        return failure, 0 < failure.witnesses <= self._alike(failure)
+
+    def _alike(self, failure: Failure) -> int:
+        """How many credentials have refused this request in the same way, the one at hand among them."""
+        others = {c.name for c, other in self.failures if other.fingerprint == failure.fingerprint}
+        return len(others | {self.credential.name if self.credential is not None else ""})
 
     def _lost_by_us(self) -> bool:
         parent = self.parent
@@ -386,13 +387,13 @@ class Turn:
         assert self.credential is not None
         if poisonous:
             self._unconfirmed.clear()
-        elif failure.row.mutual and not failure.independent:
+        elif failure.witnesses:
             self._unconfirmed.append((self.credential, failure))
         return [Blame(self.credential, failure, failure.independent)]
 
     def _confirm(self) -> list[Command]:
         """Somebody takes this request, so those who refused it before did so for reasons of their own."""
-        confirmed: list[Command] = [Blame(credential, failure, True) for credential, failure in self._unconfirmed]
+        confirmed: list[Command] = [Blame(c, failure, True, again=True) for c, failure in self._unconfirmed]
         self._unconfirmed.clear()
         return confirmed
 
@@ -426,9 +427,11 @@ class Turn:
         if FailureKind.QUOTA_EXHAUSTED in kinds or "exhausted" in event.reasons:
             return self._tell(Outcome.EXHAUSTED, errors.all_exhausted(event.resets_at, event.at))
         if self.failures:
-            return self._surface(self.failures[-1][1], False)
+            last = self.failures[-1][1]
+            # with nobody left to ask, two who agree are as many as there can be
+            return self._surface(last, last.witnesses > 0 and self._alike(last) > 1)
         if "cooling" in event.reasons:
-            return self._tell(Outcome.EXHAUSTED, errors.all_exhausted(event.resets_at, event.at))
+            return self._tell(Outcome.EXHAUSTED, errors.all_cooling(event.resets_at, event.at))
         if "busy" in event.reasons:
             reply = errors.overloaded("Every credential that could serve this request is at its in-flight cap.")
             return self._tell(Outcome.EXHAUSTED, reply)
@@ -438,18 +441,22 @@ class Turn:
 
     def _retry_lost(self) -> list[Command]:
         """Nobody else is there: a credential whose socket was merely lost can serve the turn on another socket."""
-        lost = {c.name for c, failure in self.failures if failure.kind is FailureKind.TRANSPORT_LOST} & self._excluded
+        lost = [c.name for c, failure in self.failures if failure.kind is FailureKind.TRANSPORT_LOST]
         if not lost or self._retried:
             return []
         self._retried = True
-        self._excluded -= lost
+        self._excluded.discard(lost[-1])
         return self._place()
 
     def _surface(self, failure: Failure, poisonous: bool) -> list[Command]:
         blamed: list[Command] = []
         if not poisonous:
             # nobody contradicts: a code that names the key is enough, a model that nobody else serves is not
-            blamed = [Blame(c, f, True) for c, f in self._unconfirmed if f.row.effect is Effect.REVOKE and f.names_key]
+            blamed = [
+                Blame(c, f, True, again=True)
+                for c, f in self._unconfirmed
+                if f.row.effect is Effect.REVOKE and f.names_key
+            ]
         self._unconfirmed.clear()
         if failure.row.verbatim:
             raw = errors.verbatim(failure, self.request.lane)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 from collections.abc import Mapping
 
@@ -134,7 +135,7 @@ _NODE_BUSY = ErrorReply(
 
 def _refuse(node: Node, result: str, reply: ErrorReply) -> web.Response:
     node.metrics.handshakes.labels(result).inc()
-    headers = {} if reply.retry_after is None else {"Retry-After": str(max(1, round(reply.retry_after)))}
+    headers = {} if reply.retry_after is None else {"Retry-After": str(max(1, math.ceil(reply.retry_after)))}
     return web.json_response(
         body=orjson.dumps(reply.body()), status=reply.status, headers=headers, content_type="application/json"
     )
@@ -282,8 +283,10 @@ async def _run_node(
         loop.add_signal_handler(signum, stopping.set)
     listeners = Listeners(build_node(config, secrets, redis_url, process_index=process_index))
     clients, operations = config.listen, config.operations_listen
-    await listeners.start((clients.host, clients.port), (operations.host, operations.port), reuse_port=reuse_port)
-    log.info("ready", extra={"node": listeners.node.name})
-    await stopping.wait()
-    log.info("stopping", extra={"node": listeners.node.name})
-    await listeners.stop()
+    try:
+        await listeners.start((clients.host, clients.port), (operations.host, operations.port), reuse_port=reuse_port)
+        log.info("ready", extra={"node": listeners.node.name})
+        await stopping.wait()
+        log.info("stopping", extra={"node": listeners.node.name})
+    finally:
+        await listeners.stop()

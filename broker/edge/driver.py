@@ -360,6 +360,8 @@ class TurnDriver:
             await self.client.send(command.reply.event(self.request.lane))
 
     async def _blame(self, command: c.Blame) -> None:
+        if not command.again:
+            self._wiring.metrics.failures.labels(command.credential.name, command.failure.kind.value).inc()
         self._wiring.health.blame(
             command.credential,
             command.failure,

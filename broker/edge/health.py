@@ -92,8 +92,6 @@ class HealthBoard:
 
     def blame(self, credential: Credential, failure: Failure, model: str, *, confirmed: bool, evidence: str) -> None:
         """Report a failure, as far as it says something about the credential."""
-        if not confirmed:
-            self._metrics.failures.labels(credential.name, failure.kind.value).inc()
         if failure.row.effect is Effect.SUSPECT_BY_STREAK and not failure.orderly:
             self._streaks[credential.name] += 1
         report = blame(

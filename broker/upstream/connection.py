@@ -54,11 +54,15 @@ class LinkClosed(Exception):
 class _Upgrade(ClientResponse):
     """Keeps the body of a refused upgrade: the vendor says there why, and when it will be over.
 
-    It also stops redirects, which would take a credential elsewhere.
+    It also stops redirects, which would take a credential elsewhere, and repetitions that nobody has asked for.
     """
 
     async def start(self, connection: aiohttp.connector.Connection) -> ClientResponse:
-        await super().start(connection)
+        try:
+            await super().start(connection)
+        except (aiohttp.ClientError, OSError) as error:
+            # aiohttp would knock a second time by itself; whether to is the turn's decision
+            raise _NoAnswer(type(error).__name__) from None
         if self.status != 101:
             body = b""
             with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):
@@ -66,6 +70,10 @@ class _Upgrade(ClientResponse):
                     body = await self.content.read(REFUSAL_BYTES)
             raise _NotUpgraded(self.status, dict(self.headers), body)
         return self
+
+
+class _NoAnswer(Exception):
+    pass
 
 
 class _NotUpgraded(Exception):
@@ -127,6 +135,8 @@ class Dialer:
         except _NotUpgraded as refusal:
             now = self._clock()
             raise Refused(classify_handshake(refusal.status, refusal.headers, refusal.body, now=now)) from None
+        except _NoAnswer as lost:
+            raise Refused(Failure(FailureKind.TRANSPORT_LOST, code=str(lost), independent=True)) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Refused(Failure(FailureKind.TRANSPORT_LOST, code=type(error).__name__, independent=True)) from None
         return Link(credential, socket, self, aside)

@@ -1,0 +1,400 @@
+"""Random walks through a tiny world: what the machine promises, and that a broken promise would be noticed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from random import Random
+from typing import ClassVar, get_args
+
+import pytest
+
+from broker.domain import events
+from broker.domain.commands import (
+    Absolve,
+    Blame,
+    Command,
+    Commit,
+    End,
+    MovePin,
+    Open,
+    Outcome,
+    Place,
+    Relay,
+    Send,
+    Tell,
+)
+from broker.domain.errors import ErrorReply
+from broker.domain.events import (
+    Announced,
+    ClientLeft,
+    Committed,
+    Completed,
+    Event,
+    Failed,
+    NonePlaced,
+    Opened,
+    Placed,
+)
+from broker.domain.failure import Failure, FailureKind, Phase
+from broker.domain.session import Pin
+from broker.domain.turn import TRANSITIONS, State, Turn
+from tests.domain.playbook import A, B, failure, parent, pin, session, turn
+from tests.domain.world import FAULT as REQUEST_FAULT
+from tests.domain.world import FAULTS, PRNF, PROMISES, Broken, walk
+
+WALKS = 6000
+
+
+def broken_by(machine: type[Turn], seed: int) -> Broken | None:
+    try:
+        walk(seed, machine)
+    except Broken as broken:
+        return broken
+    return None
+
+
+@cache
+def findings() -> dict[int, Broken]:
+    """The walks of the machine itself that broke a promise, by seed."""
+    return {seed: found for seed in range(WALKS) if (found := broken_by(Turn, seed))}
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_the_machine_keeps_its_promise(promise: str) -> None:
+    broken = [(found.length, seed, found) for seed, found in findings().items() if found.promise == promise]
+    if broken:
+        _, seed, shortest = min(broken, key=lambda entry: entry[:2])
+        pytest.fail(f"{len(broken)} of {WALKS} walks; the shortest has seed {seed}\n{shortest}", pytrace=False)
+
+
+def test_the_walks_come_through_every_outcome_and_every_transition() -> None:
+    outcomes: Counter[Outcome] = Counter()
+    seen: set[tuple[State, type]] = set()
+
+    class Watched(Turn):
+        __slots__ = ()
+
+        def handle(self, event: Event, now: float = 0.0) -> list[Command]:
+            seen.add((self.state, type(event)))
+            return super().handle(event, now)
+
+    for seed in range(WALKS // 3):
+        if seed not in findings():
+            outcomes[walk(seed, Watched).ends[0]] += 1
+    assert set(outcomes) == set(Outcome)
+    assert outcomes[Outcome.COMPLETED] > WALKS // 12
+    rest = {(state, kind.__name__) for state, kind in TRANSITIONS if (state, kind) not in seen}
+    assert rest <= {(State.NEW, "Succeeded")}
+
+
+# --- planted bugs: each is a machine with one fault, and the promise that must notice it ---
+
+
+class Rewired(Turn):
+    """A machine some of whose transitions are others: `rewired` is looked at before the table."""
+
+    rewired: ClassVar[dict[tuple[State, type], Callable[..., list[Command]]]] = {}
+
+    def handle(self, event: Event, now: float = 0.0) -> list[Command]:
+        transition = self.rewired.get((self.state, type(event)))
+        return transition(self, event, now) if transition else super().handle(event, now)
+
+
+class RelaysBeforeOutput(Rewired):
+    """Announcements are not held back."""
+
+    def _announce(self, event: Announced, now: float) -> list[Command]:
+        return [Relay((event.raw,))]
+
+    rewired: ClassVar = {(State.WAITING, Announced): _announce}
+
+
+class SkipsCommit(Rewired):
+    """A turn ends without having been written."""
+
+    def _complete(self, event: Completed, now: float) -> list[Command]:
+        self.state, self.outcome = State.ENDED, Outcome.COMPLETED
+        return [Relay((*self._release(), event.raw)), End(Outcome.COMPLETED)]
+
+    rewired: ClassVar = {(State.WAITING, Completed): _complete, (State.SHOWING, Completed): _complete}
+
+
+class RelaysBeforeCommit(Rewired):
+    """The terminal event is out before it is written."""
+
+    def _complete(self, event: Completed, now: float) -> list[Command]:
+        self.state = State.COMMITTING
+        return [Relay((*self._release(), event.raw)), Commit(event.raw)]
+
+    rewired: ClassVar = {(State.WAITING, Completed): _complete, (State.SHOWING, Completed): _complete}
+
+
+class CommitsTwice(Rewired):
+    """A turn is written twice."""
+
+    def _complete(self, event: Completed, now: float) -> list[Command]:
+        return [*Turn._completed(self, event, now), Commit(event.raw)]
+
+    rewired: ClassVar = {(State.SHOWING, Completed): _complete}
+
+
+class MovesAfterShown(Rewired):
+    """A turn is moved although its client has seen something of it."""
+
+    def _fail(self, event: Failed, now: float) -> list[Command]:
+        self.phase = Phase.SENT
+        return Turn._failed(self, event, now)
+
+    rewired: ClassVar = {(State.SHOWING, Failed): _fail}
+
+
+class ForgetsWhomItTried(Turn):
+    """A credential that has failed is placed again."""
+
+    def _start_over(self) -> list[Command]:
+        self._excluded.clear()
+        return Turn._start_over(self)
+
+
+class KeepsWhatWasHeld(Turn):
+    """Announcements of an attempt that failed are shown with the next one's."""
+
+    def _start_over(self) -> list[Command]:
+        held = list(self._held)
+        commands = Turn._start_over(self)
+        self._held.extend(held)
+        return commands
+
+
+class ForgetsWhatWasHeld(Turn):
+    """Only the last of the events that were held back is shown."""
+
+    def _release(self) -> tuple[bytes, ...]:
+        return Turn._release(self)[-1:]
+
+
+class BlamesA404(Turn):
+    """A generic 404 is held against the credential, and moves the turn."""
+
+    def _understand(self, failure: Failure) -> tuple[Failure, bool]:
+        if failure.status == 404 and failure.kind is FailureKind.REQUEST_FAULT:
+            failure = replace(failure, kind=FailureKind.AUTH_REJECTED, names_key=True)
+        return Turn._understand(self, failure)
+
+
+class ConfirmsPoison(Turn):
+    """The first refusal is believed."""
+
+    def _blame(self, failure: Failure, poisonous: bool) -> list[Command]:
+        assert self.credential is not None
+        return [Blame(self.credential, failure, True)]
+
+
+class WalksPoisonThroughThePool(Turn):
+    """Two alike refusals do not end a turn."""
+
+    def _understand(self, failure: Failure) -> tuple[Failure, bool]:
+        return Turn._understand(self, failure)[0], False
+
+
+class EndsTwice(Rewired):
+    """A turn says twice that it is over."""
+
+    def _commit(self, event: Committed, now: float) -> list[Command]:
+        return [*Turn._committed(self, event, now), End(Outcome.COMPLETED)]
+
+    rewired: ClassVar = {(State.COMMITTING, Committed): _commit}
+
+
+class SendsIncrementsAnywhere(Rewired):
+    """The client's increment goes to whatever socket is there."""
+
+    def _open_up(self, event: Opened, now: float) -> list[Command]:
+        return Turn._send(self, self.request.raw)
+
+    rewired: ClassVar = {(State.OPENING, Opened): _open_up}
+
+
+class ReplaysForEver(Turn):
+    """A credential whose sockets end again and again is never left."""
+
+    def _may_replay(self) -> bool:
+        return True
+
+
+class MovesPinsByItself(Turn):
+    """A pin is moved without compare-and-set."""
+
+    def _bind(self, event: Placed) -> list[Command]:
+        pin = self.session.pin
+        self.session.pin = Pin(event.credential.name, pin.epoch + 1 if pin else 1, event.nonce, "because")
+        return self._open()
+
+
+class SkipsEpochs(Turn):
+    """A pin is moved by two."""
+
+    def _bind(self, event: Placed) -> list[Command]:
+        commands = Turn._bind(self, event)
+        return [MovePin(c.expected, replace(c.to, epoch=c.to.epoch + 1)) if type(c) is MovePin else c for c in commands]
+
+
+class LeavesTheBoundary(Turn):
+    """A turn that lives in one boundary is placed in any."""
+
+    @property
+    def boundary(self) -> str | None:
+        return None
+
+
+class OpensWhomItLikes(Turn):
+    """What selection says is not what is opened."""
+
+    def _open(self) -> list[Command]:
+        if self.failures:
+            self.credential = self.failures[0][0]
+        return Turn._open(self)
+
+
+class InventsATime(Rewired):
+    """A client is told a reset that no vendor named."""
+
+    def _nobody(self, event: NonePlaced, now: float) -> list[Command]:
+        return Turn._none_placed(self, replace(event, resets_at=event.resets_at or event.at + 60), now)
+
+    rewired: ClassVar = {(State.PLACING, NonePlaced): _nobody}
+
+
+class GivesUp(Turn):
+    """The first failure is told to the client."""
+
+    def _out_of_bounds(self, failure: Failure, now: float) -> bool:
+        return True
+
+
+class EndsWhileWriting(Turn):
+    """A client that leaves ends a turn that is being written."""
+
+    def _left(self) -> list[Command]:
+        if self.state is State.COMMITTING:
+            self.state = State.WAITING
+        return Turn._left(self)
+
+
+class SaysNothing(Turn):
+    """A turn ends and its client is not told."""
+
+    def _tell(self, outcome: Outcome, reply: ErrorReply | None, verbatim: bytes | None = None) -> list[Command]:
+        return [command for command in Turn._tell(self, outcome, reply, verbatim) if type(command) is not Tell]
+
+
+PLANTED: dict[type[Turn], str] = {
+    RelaysBeforeOutput: "held back",
+    SkipsCommit: "written first",
+    RelaysBeforeCommit: "written first",
+    CommitsTwice: "written first",
+    MovesAfterShown: "sent no more",
+    ForgetsWhomItTried: "placed well",
+    OpensWhomItLikes: "placed well",
+    LeavesTheBoundary: "placed well",
+    KeepsWhatWasHeld: "one attempt shown",
+    ForgetsWhatWasHeld: "one attempt shown",
+    BlamesA404: "faults harm nobody",
+    ConfirmsPoison: "poison confirms nothing",
+    WalksPoisonThroughThePool: "poison confirms nothing",
+    EndsTwice: "ends once",
+    SaysNothing: "ends once",
+    EndsWhileWriting: "written first",
+    SendsIncrementsAnywhere: "no amnesia",
+    ReplaysForEver: "bounded",
+    MovesPinsByItself: "pins by rule",
+    SkipsEpochs: "pins by rule",
+    InventsATime: "told truly",
+    GivesUp: "completes",
+}
+BUDGET = 3000
+
+
+@pytest.mark.parametrize("machine", PLANTED, ids=lambda machine: machine.__name__)
+def test_a_planted_bug_is_noticed(machine: type[Turn]) -> None:
+    """Only walks in which the machine itself keeps every promise count, and the promise must be the one expected."""
+    noticed: Counter[str] = Counter()
+    for seed in range(BUDGET):
+        if seed not in findings() and (broken := broken_by(machine, seed)):
+            noticed[broken.promise] += 1
+            if broken.promise == PLANTED[machine]:
+                return
+    pytest.fail(f"{machine.__name__} was not noticed within {BUDGET} walks, only {dict(noticed)}")
+
+
+# --- events in any order that the table takes, whatever was asked ---
+
+
+def any_event(kind: type, rng: Random, number: int) -> Event:
+    raw = b"%d %b" % (number, kind.__name__.encode())
+    faults = [*FAULTS.values(), PRNF, REQUEST_FAULT, failure(FailureKind.CIPHERTEXT_FOREIGN)]
+    who = rng.choice([A, B])
+    made: dict[type, Callable[[], Event]] = {
+        events.Succeeded: lambda: events.Succeeded(who, parent(), raw),
+        events.Resolved: lambda: events.Resolved(parent(who, seen=rng.random() < 0.5), session(pinned=pin(A))),
+        Placed: lambda: Placed(who, f"n{number}"),
+        NonePlaced: lambda: NonePlaced(frozenset(rng.sample(["tried", "exhausted", "busy", "model", "cooling"], 2))),
+        events.PinMoved: lambda: events.PinMoved(pin(who, number)),
+        events.PinStale: lambda: events.PinStale(pin(who, number), rng.random() < 0.5),
+        Opened: lambda: Opened(rng.random() < 0.5),
+        events.Rebuilt: lambda: events.Rebuilt(raw),
+        Announced: lambda: Announced(raw),
+        events.OutputBegan: lambda: events.OutputBegan(raw),
+        Completed: lambda: Completed(raw),
+        Failed: lambda: Failed(replace(rng.choice(faults), independent=rng.random() < 0.3)),
+        Committed: lambda: Committed(pin(who, number) if rng.random() < 0.5 else None, False),
+    }
+    if kind in made:
+        return made[kind]()
+    event: Event = kind()
+    return event
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_any_order_of_events_ends_once_with_an_outcome(part: int) -> None:
+    for seed in range(part * 500, part * 500 + 500):
+        rng = Random(seed)
+        one = turn(of=session(pinned=pin(A)), previous=rng.choice([None, "resp_0"]))
+        said: list[Command] = []
+        for number in range(80):
+            kinds = sorted((kind for state, kind in TRANSITIONS if state is one.state), key=lambda kind: kind.__name__)
+            leaves = not kinds or rng.random() < 0.02
+            said += one.handle(ClientLeft() if leaves else any_event(rng.choice(kinds), rng, number), float(number))
+            if one.state is State.ENDED:
+                break
+        said += one.handle(ClientLeft())
+        if one.state is State.COMMITTING:
+            said += one.handle(Committed(None, False))
+        check(one, said)
+
+
+def check(one: Turn, said: list[Command]) -> None:
+    """What holds whatever happens."""
+    kinds = [type(command) for command in said]
+    assert (
+        kinds.count(End) == 1 == len([command for command in said if command == End(one.outcome or Outcome.UNSERVED)])
+    )
+    assert kinds[-1] is End
+    assert kinds.count(Commit) <= 1
+    assert kinds.count(Tell) + kinds.count(Absolve) <= 1
+    shown = kinds.index(Relay) if Relay in kinds else len(kinds)
+    assert not {Send, Open, Place, MovePin} & set(kinds[shown:])
+    frames = [frame for command in said if isinstance(command, Relay) for frame in command.frames]
+    assert len(frames) == len(set(frames))
+    if one.outcome is Outcome.COMPLETED:
+        assert kinds.index(Commit) < len(kinds) - kinds[::-1].index(Relay) - 1
+    elif Commit in kinds:
+        raise AssertionError("committed, and yet not completed")
+
+
+def test_every_event_can_be_made_up() -> None:
+    for kind in get_args(events.Event):
+        assert type(any_event(kind, Random(1), 1)) is kind
