@@ -100,7 +100,7 @@ class Screen:
         )
         self.console.print()
         self.console.rule(Text("everything is still up", style="bold"), align="left")
-        self.console.print(f"clients    {base_url}   (key {key})")
+        self.console.print(f"clients    {base_url}   (key {key})", soft_wrap=True)
         self.console.print(f"metrics    {metrics_url}")
         self.console.print(
             f'faults     curl -X PUT {control_url}/faults -d \'{{"credential": "A", "preset": '

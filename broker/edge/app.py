@@ -83,8 +83,12 @@ async def _responses(request: web.Request) -> web.StreamResponse:
         protocols=_offered(request),
     )
     ws.headers["x-session-id"] = session.name
-    async with asyncio.timeout(node.bounds.handshake):
-        await ws.prepare(request)
+    try:
+        async with asyncio.timeout(node.bounds.handshake):
+            await ws.prepare(request)
+    except (ConnectionError, TimeoutError):
+        node.metrics.handshakes.labels("lost").inc()
+        return ws
     socket = ClientSocket(node.wiring, ws, tenant, session, explicit=name is not None, request=request)
     node.metrics.handshakes.labels("accepted").inc()
     node.sockets.add(socket)

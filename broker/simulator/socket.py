@@ -70,7 +70,10 @@ class UpstreamSocket:
 
     async def run(self, fault: Fault | None) -> web.StreamResponse:
         """Prepare the upgrade, serve frames, clean up."""
-        await self._ws.prepare(self._request)
+        try:
+            await self._ws.prepare(self._request)
+        except ConnectionError:
+            return self._ws  # the caller went away in the middle of its handshake
         sockets, name = self.vendor.recorder.sockets, self.credential.name
         sockets[name] += 1
         self.vendor.live[self.number] = self
