@@ -66,6 +66,7 @@ from broker.domain.events import (
 from broker.domain.failure import Action, Effect, Failure, FailureKind, Phase
 from broker.domain.selection import Wish
 from broker.domain.session import Pin, Session
+from broker.domain.wire import CONVERSATION
 
 
 class State(Enum):
@@ -355,7 +356,7 @@ class Turn:
         self.failures.append((self.credential, failure))
         commands: list[Command] = [Abandon(), *self._blame(failure, poisonous)]
         action = failure.row.action(self.phase)
-        if poisonous or action is Action.SURFACE or self._out_of_bounds(failure, now):
+        if poisonous or action is Action.SURFACE or self._would_repeat(failure) or self._out_of_bounds(failure, now):
             return commands + self._surface(failure, poisonous)
         if action is Action.REPLAY and self._may_replay():
             return commands + self._replay(failure)
@@ -396,6 +397,10 @@ class Turn:
         confirmed: list[Command] = [Blame(c, failure, True, again=True) for c, failure in self._unconfirmed]
         self._unconfirmed.clear()
         return confirmed
+
+    def _would_repeat(self, failure: Failure) -> bool:
+        """A turn that may have run has then added to a conversation of the vendor's, and would stand there twice."""
+        return failure.row.executed and self.phase is Phase.SENT and self.request.binding == CONVERSATION
 
     def _out_of_bounds(self, failure: Failure, now: float) -> bool:
         if self.phase is Phase.SENT and failure.kind not in _PROVEN_UNSERVED:
@@ -464,8 +469,9 @@ class Turn:
         if poisonous:
             return blamed + self._tell(Outcome.REQUEST_FAULT, errors.refused(failure))
         if self.phase is Phase.SHOWN:
-            # the client will come again with the same turn: somebody else shall have it
-            self.session.avoided = self.credential.name if self.credential is not None else None
+            if failure.row.sent is Action.FAILOVER and self.credential is not None:
+                # the client will come again with the same turn: somebody else shall have it
+                self.session.avoided = self.credential.name
             return blamed + self._tell(Outcome.INTERRUPTED, errors.interrupted())
         if failure.kind is FailureKind.CONTINUATION_LOST:
             return blamed + self._parent_gone(ParentGone(), 0.0)

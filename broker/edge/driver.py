@@ -109,8 +109,6 @@ class TurnDriver:
         """An event from the link. Plain output of a showing turn goes to the client from here, nothing overtakes."""
         if self.attempt is not None:
             self.attempt.heard = self._loop.time()
-            if kind is EventKind.ITEM:
-                self.attempt.note_item(raw)
         if self._idle and kind in _PLAIN and self.turn.showing and not self._arrived:
             await self._pass(raw, kind)
             return
@@ -177,9 +175,16 @@ class TurnDriver:
             else:
                 return self._understand(*item)
 
+    def take_over(self, frames: list[tuple[bytes, EventKind]]) -> None:
+        """Events that came before the ones the link will bring."""
+        for frame in frames:
+            self._feed(frame)
+
     async def _pass(self, raw: bytes, kind: EventKind) -> None:
         if kind is EventKind.ASIDE:
             self.client.note_steer(raw, self.request.lane)
+        elif kind is EventKind.ITEM and self.attempt is not None:
+            self.attempt.note_item(raw)
         await self.client.send(raw)
 
     def _due(self, event: e.Event) -> bool:
@@ -193,6 +198,8 @@ class TurnDriver:
             return e.Failed(classify_event(raw, now=self._wiring.health.now()))
         if kind is EventKind.TERMINAL:
             return e.Completed(raw)
+        if kind is EventKind.ITEM and self.attempt is not None:
+            self.attempt.note_item(raw)
         if kind is EventKind.ANNOUNCEMENT:
             if self.attempt is not None and wire.event_type(raw) == "response.created":
                 self.attempt.response_id = wire.response_of(raw)[0]
@@ -448,9 +455,12 @@ class TurnDriver:
         rest = [item for item in self._arrived if isinstance(item, tuple)]
         self._arrived.clear()
         self._room.set()
-        if link is not None:
-            for raw, _ in rest:
-                await self.client.aside(link, raw, self.request.lane)
+        while link is not None and rest:
+            await self.client.aside(link, rest.pop(0)[0], self.request.lane)
+            if (successor := link.listener(self.request.lane)) is not None:
+                # at once, before the link can bring what comes behind
+                successor.take_over(rest)
+                break
 
     def _log(self, message: str, **fields: Any) -> None:
         credential = self.turn.credential

@@ -77,7 +77,7 @@ class Node:
         self.health = HealthBoard(
             credentials, HealthStore(self.connection), self.metrics, refresh=store.refresh, chance=self.chance
         )
-        self.sessions = Sessions(self.store, self.journal, self.metrics)
+        self.sessions = Sessions(self.store, self.journal, self.metrics, shared=len(tenants) > 1)
         self.dialer = Dialer(dial or DialSettings(), clock=self.health.now)
         self.wiring = Wiring(
             self.policy,

@@ -28,9 +28,13 @@ def is_minted(session: Session) -> bool:
 
 
 class Sessions:
-    """One copy of a session for all sockets of this node, so that a pin one of them moves is seen by all."""
+    """One copy of a session for all sockets of this node, so that a pin one of them moves is seen by all.
 
-    def __init__(self, store: SessionStore, journal: Journal, metrics: Metrics) -> None:
+    `shared`: several tenants use one pool.
+    """
+
+    def __init__(self, store: SessionStore, journal: Journal, metrics: Metrics, *, shared: bool) -> None:
+        self._shared = shared
         self._store = store
         self._journal = journal
         self._metrics = metrics
@@ -61,8 +65,9 @@ class Sessions:
     async def resolve(self, memory: SocketMemory, session: Session, response_id: str) -> tuple[Parent, Session] | None:
         """The response that a turn continues and its session; None if the client itself gave it up.
 
-        A response that nobody has heard of is the vendor's to refuse: its parent comes back without a record.
-        Raises `StoreUnavailable`.
+        A response that nobody has heard of is the vendor's to refuse: its parent comes back without a record. Where
+        several tenants share the credentials it is refused here, for it may be another tenant's, and the vendor would
+        not know the difference. Raises `StoreUnavailable`.
         """
         if memory.evicted(response_id):
             return None
@@ -77,7 +82,7 @@ class Sessions:
         other = await self._load(sid) if sid is not None and sid != session.sid else None
         meta = await self._journal.find(other.sid, response_id) if other is not None else None
         if other is None or meta is None:
-            return Parent(response_id, None, live=False), session
+            return None if self._shared else (Parent(response_id, None, live=False), session)
         if other.closed and not meta.store:
             return None
         return Parent(response_id, meta), other

@@ -32,6 +32,9 @@ class Listener(Protocol):
     async def receive(self, raw: bytes, kind: wire.EventKind) -> None:
         """One event of the lane's turn. Waiting here holds up this socket and nobody else's."""
 
+    def take_over(self, frames: list[tuple[bytes, wire.EventKind]]) -> None:
+        """Events of this lane that came before it was this listener's."""
+
     def lost(self, failure: Failure) -> None:
         """The socket is gone, or is no use any more."""
 
@@ -208,6 +211,10 @@ class Link:
         """Events of this lane go to `listener` from now on."""
         self._listeners[lane] = listener
 
+    def listener(self, lane: str | None) -> Listener | None:
+        """Who takes the events of a lane."""
+        return self._listeners.get(lane)
+
     def detach(self, lane: str | None, listener: Listener) -> None:
         """This listener's turn is over; a retired link closes with its last one."""
         if self._listeners.get(lane) is listener:
@@ -259,14 +266,22 @@ class Link:
         """Hand one event to whom it belongs. An event that belongs to nobody goes aside (raises `Garbage`)."""
         kind = wire.event_kind(raw)
         lane = wire.event_lane(raw)
+        owner = self._listeners.get(lane)
         if kind is wire.EventKind.FAILURE and b"websocket_connection_limit_reached" in raw:
-            self.retired = True
-            for listener in list(self._listeners.values()):
-                listener.expired()
-            return
-        if (owner := self._listeners.get(lane)) is not None:
+            # it ends the socket for all; one that carries a number or a lane ends that very response as well
+            named = owner if lane is not None or b'"sequence_number"' in raw else None
+            self._expire(apart_from=named)
+            if named is None:
+                return
+        if owner is not None:
             await owner.receive(raw, kind)
         else:
             result = self._aside(raw, lane)
             if asyncio.iscoroutine(result):
                 await result
+
+    def _expire(self, apart_from: Listener | None) -> None:
+        self.retired = True
+        for listener in list(self._listeners.values()):
+            if listener is not apart_from:
+                listener.expired()

@@ -45,6 +45,22 @@ def test_only_refusals_that_a_request_can_provoke_are_mutual() -> None:
     assert {kind for kind, row in TABLE.items() if row.mutual} == {FailureKind.UNSUPPORTED, FailureKind.AUTH_REJECTED}
 
 
+@pytest.mark.parametrize(
+    ("kind", "names_key", "independent", "witnesses"),
+    [
+        (FailureKind.UNSUPPORTED, False, False, 2),
+        (FailureKind.AUTH_REJECTED, False, False, 2),
+        (FailureKind.AUTH_REJECTED, True, False, 3),
+        (FailureKind.AUTH_REJECTED, True, True, 0),
+        (FailureKind.UNSUPPORTED, False, True, 0),
+        (FailureKind.QUOTA_EXHAUSTED, True, False, 0),
+        (FailureKind.REQUEST_FAULT, False, False, 0),
+    ],
+)
+def test_says_how_many_must_agree(kind: FailureKind, names_key: bool, independent: bool, witnesses: int) -> None:
+    assert Failure(kind, names_key=names_key, independent=independent).witnesses == witnesses
+
+
 def test_only_a_lost_transport_may_have_executed() -> None:
     assert {kind for kind, row in TABLE.items() if row.executed} == {FailureKind.TRANSPORT_LOST}
 

@@ -72,6 +72,13 @@ def test_the_boundary_is_a_wall() -> None:
     assert name(choose(Wish("m", "one", boundary="nowhere"))) is None
 
 
+def test_who_leaves_the_pin_stays_within_its_boundary_where_he_can() -> None:
+    for chance in (0.0, 0.4, 0.9):
+        assert name(choose(Wish("m", "one"), rows=health(one=S.COOLING), chance=chance)) == "two"
+        assert name(choose(Wish("m", "three"), rows=health(three=S.COOLING), chance=chance)) in ("one", "two")
+        assert name(choose(Wish("m", "one"), rows=health(one=S.COOLING, two=S.SUSPECT), chance=chance)) == "three"
+
+
 def test_what_was_tried_is_not_tried_again() -> None:
     assert name(choose(Wish("m", "one", excluded=frozenset({"one", "two"})))) == "three"
 

@@ -66,6 +66,7 @@ K = FailureKind
 CREATED, PROGRESS, DELTA, MORE, DONE = b"created", b"progress", b"delta", b"more", b"completed"
 
 AUTH = failure(K.AUTH_REJECTED, "invalid_api_key", status=401, names_key=True)
+SCOPE = failure(K.AUTH_REJECTED, "", status=403)
 NO_MODEL = failure(K.UNSUPPORTED, "model_not_found", status=404, raw=b'{"type":"response.failed","no":"model"}')
 QUOTA = failure(K.QUOTA_EXHAUSTED, "insufficient_quota", status=429)
 RATE = failure(K.RATE_LIMITED, "rate_limit_exceeded", status=429, retry_after=7.0)
@@ -97,6 +98,11 @@ def wish(
 
 def placed(on: Credential, nonce: str = "n2") -> Placed:
     return Placed(on, nonce)
+
+
+def again(who: Credential, found: Failure) -> Blame:
+    """What was reported before is now confirmed."""
+    return Blame(who, found, True, again=True)
 
 
 def send(frame: bytes = FRAME, mode: Mode = Mode.INCREMENTAL, cause: str = "socket_changed") -> Send:
@@ -293,7 +299,7 @@ def test_is_interrupted_after_something_was_shown(found: Failure) -> None:
     talk = incremented(turn(of=session(pinned=pin(A)), previous="resp_0"), parent()) >> OutputBegan(DELTA) << Relay
     talk >> Failed(found) << Abandon() << Blame
     if found is AUTH:
-        talk << Blame(A, AUTH, True)
+        talk << again(A, AUTH)
     assert talk << Tell(errors.interrupted()) << End(Outcome.INTERRUPTED)
 
 
@@ -469,8 +475,8 @@ def moved(talk: Playbook, found: Failure, to: Credential = B) -> Playbook:
 
 
 def test_two_alike_refusals_end_the_turn_and_confirm_nothing() -> None:
-    talk = moved(sent(turn()), AUTH) >> Failed(AUTH) << Abandon() << Blame(B, AUTH, False)
-    assert talk << Tell(errors.refused(AUTH)) << End(Outcome.REQUEST_FAULT)
+    talk = moved(sent(turn()), SCOPE) >> Failed(SCOPE) << Abandon() << Blame(B, SCOPE, False)
+    assert talk << Tell(errors.refused(SCOPE)) << End(Outcome.REQUEST_FAULT)
     blames = [said for said in talk.said if isinstance(said, Blame)]
     assert not any(said.confirmed for said in blames)
     spared = [
@@ -478,6 +484,35 @@ def test_two_alike_refusals_end_the_turn_and_confirm_nothing() -> None:
         for said in blames
     ]
     assert [report and report.state for report in spared] == [HealthState.SUSPECT, HealthState.SUSPECT]
+
+
+def test_a_code_that_names_the_key_needs_a_third_witness() -> None:
+    """Two keys of one organisation may well be revoked together; three that fail alike are the request's doing."""
+    talk = moved(moved(sent(turn()), AUTH), AUTH, C) >> Failed(AUTH) << Abandon() << Blame(C, AUTH, False)
+    assert talk << Tell(errors.refused(AUTH)) << End(Outcome.REQUEST_FAULT)
+    assert not any(said.confirmed for said in talk.said if isinstance(said, Blame))
+
+
+def test_two_keys_that_were_revoked_together_are_confirmed_by_a_third() -> None:
+    talk = moved(moved(sent(turn()), AUTH), AUTH, C) >> OutputBegan(DELTA)
+    assert talk << again(A, AUTH) << again(B, AUTH) << Relay((DELTA,))
+
+
+def test_two_who_agree_are_enough_when_nobody_else_is_left() -> None:
+    talk = moved(sent(turn()), AUTH) >> Failed(AUTH) << Abandon() << Blame(B, AUTH, False) << Place
+    assert talk >> NonePlaced(frozenset({"tried"})) << Tell(errors.refused(AUTH)) << End(Outcome.REQUEST_FAULT)
+
+
+@pytest.mark.parametrize("last", [RATE, handshake(AUTH)], ids=["rate_limited", "refused handshake"])
+def test_two_who_agree_are_not_confirmed_by_another_failure_at_the_end(last: Failure) -> None:
+    talk = sent(turn())
+    for following in (B, C):
+        talk >> Failed(AUTH) << Abandon() << Blame << Place >> placed(following) << FailOver << Open(following)
+        if not last.independent or following is B:
+            talk >> Opened(False) << Send
+    talk >> Failed(last) << Abandon() << Blame << Place >> NonePlaced(frozenset({"tried"})) << ... << End
+    blames = [said for said in talk.said if isinstance(said, Blame)]
+    assert not [said for said in blames if said.failure == AUTH and said.confirmed]
 
 
 def test_a_model_that_two_refuse_alike_is_the_vendors_to_explain() -> None:
@@ -497,32 +532,33 @@ def test_a_handshake_that_is_refused_twice_is_no_poison() -> None:
     assert talk >> placed(C) << FailOver << Open(C)
 
 
-def test_a_refused_handshake_and_a_refused_request_are_no_poison() -> None:
-    refused = handshake(AUTH)
+@pytest.mark.parametrize("found", [SCOPE, NO_MODEL], ids=lambda found: found.kind.value)
+def test_a_refused_handshake_is_no_witness_against_a_request(found: Failure) -> None:
+    refused = handshake(found)
     talk = opening(turn()) >> Failed(refused) << Abandon() << Blame(A, refused, True) << Place >> placed(B) << FailOver
-    talk << Open(B) >> Opened(False) << Send >> Failed(AUTH) << Abandon() << Blame(B, AUTH, False)
+    talk << Open(B) >> Opened(False) << Send >> Failed(found) << Abandon() << Blame(B, found, False)
     assert talk << wish(B, tried=(A, B))
 
 
 @pytest.mark.parametrize("found", [AUTH, NO_MODEL], ids=lambda found: found.kind.value)
 def test_a_success_elsewhere_confirms_that_the_credential_was_at_fault(found: Failure) -> None:
-    talk = moved(sent(turn()), found) >> OutputBegan(DELTA) << Blame(A, found, True) << Relay((DELTA,))
+    talk = moved(sent(turn()), found) >> OutputBegan(DELTA) << again(A, found) << Relay((DELTA,))
     assert talk >> Completed(DONE) << Commit(DONE)
 
 
 def test_a_completion_without_output_confirms_too() -> None:
-    assert moved(sent(turn()), AUTH) >> Completed(DONE) << Blame(A, AUTH, True) << Commit(DONE)
+    assert moved(sent(turn()), AUTH) >> Completed(DONE) << again(A, AUTH) << Commit(DONE)
 
 
 def test_an_announcement_confirms_nothing() -> None:
-    talk = moved(sent(turn()), AUTH) >> Announced(CREATED) << Hold()
-    talk >> Failed(AUTH) << Abandon() << Blame(B, AUTH, False) << Tell(errors.refused(AUTH))
+    talk = moved(sent(turn()), SCOPE) >> Announced(CREATED) << Hold()
+    talk >> Failed(SCOPE) << Abandon() << Blame(B, SCOPE, False) << Tell(errors.refused(SCOPE))
     assert talk << End(Outcome.REQUEST_FAULT)
 
 
 def test_a_code_that_names_the_key_is_enough_when_nobody_contradicts() -> None:
     talk = sent(turn()) >> Failed(AUTH) << Abandon() << Blame(A, AUTH, False) << Place
-    assert talk >> NonePlaced(frozenset({"tried"})) << Blame(A, AUTH, True) << Tell << End(Outcome.UNSERVED)
+    assert talk >> NonePlaced(frozenset({"tried"})) << again(A, AUTH) << Tell << End(Outcome.UNSERVED)
 
 
 def test_a_model_that_nobody_else_could_be_asked_for_confirms_nothing() -> None:
@@ -705,15 +741,20 @@ def test_an_unknown_root_never_leaves_the_boundary_it_was_tried_in() -> None:
     assert talk << wish(A, boundary="north", tried=(A,))
 
 
-@pytest.mark.parametrize("reason", ["conversation", "unknown root"])
-def test_a_turn_that_may_have_run_and_cannot_be_rebuilt_is_not_sent_again(reason: str) -> None:
-    """design.md 3: TRANSPORT_LOST, sent: failover *if movable*. A conversation would hold the turn twice."""
-    if reason == "conversation":
-        talk = sent(turn(binding="a conversation"))
-    else:
-        talk = continued(turn(previous="resp_0"), parent(seen=False)) >> Opened(False) << Send
-    talk >> Failed(LOST) << Abandon() << Blame
+def test_a_turn_that_may_stand_in_a_conversation_already_is_not_sent_again() -> None:
+    talk = sent(turn(binding="a conversation")) >> Failed(LOST) << Abandon() << Blame
     assert talk << Tell(errors.unserved(LOST)) << End(Outcome.UNSERVED)
+
+
+@pytest.mark.parametrize("found", [QUOTA, RATE], ids=lambda found: found.kind.value)
+def test_a_turn_of_a_conversation_is_sent_again_when_it_has_not_run(found: Failure) -> None:
+    talk = sent(turn(binding="a conversation")) >> Failed(found) << Abandon() << Blame
+    assert talk << wish(A, boundary="north", tried=(A,))
+
+
+def test_a_turn_of_a_conversation_is_sent_when_the_socket_was_lost_before() -> None:
+    talk = opening(turn(binding="a conversation")) >> Failed(LOST) << Abandon() << Blame
+    assert talk << wish(A, boundary="north", tried=(A,))
 
 
 # --- lost transports, and bounds ---

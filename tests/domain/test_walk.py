@@ -304,7 +304,7 @@ PLANTED: dict[type[Turn], str] = {
     ForgetsWhatWasHeld: "one attempt shown",
     BlamesA404: "faults harm nobody",
     ConfirmsPoison: "poison confirms nothing",
-    WalksPoisonThroughThePool: "poison confirms nothing",
+    WalksPoisonThroughThePool: "poison stops",
     EndsTwice: "ends once",
     SaysNothing: "ends once",
     EndsWhileWriting: "written first",

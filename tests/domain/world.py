@@ -75,10 +75,11 @@ PROMISES = {
     "written first": "the terminal event is relayed after the commit, and the turn is committed at most once",
     "bounded": "the number of sends is bounded",
     "no amnesia": "what is sent is a rebuilt chain, or the client's own frame where its parent is, or needs none",
-    "not twice": "a turn that may have run and cannot be rebuilt is not sent again",
+    "not twice": "a turn that may stand in a conversation of the vendor's already is not sent again",
     "placed well": "no credential is opened that is blocked, or out of reach, or has failed this turn already",
     "faults harm nobody": "a fault of the request changes no health and moves no pin, and ends the turn",
     "poison confirms nothing": "a request that everybody refuses alike is told so, and confirms nothing",
+    "poison stops": "a request that enough credentials have refused alike is sent to nobody else",
     "pins by rule": "a pin's epoch changes only by what the store answered",
     "told truly": "exhaustion is told only if nobody can serve before a reset, and no time is invented",
     "completes": "a movable turn completes while any credential can serve it, within its bounds",
@@ -201,7 +202,7 @@ class World:
         if rng.random() < 0.1:
             return Temper(foreign=True)
         when = rng.choice(["opening", "sent", "sent", "announced", "announced", "shown"])
-        return Temper(FAULTS[rng.choice(list(FAULTS))], when, rng.choice([1, 1, 2, 99]))
+        return Temper(FAULTS[rng.choice([*FAULTS, "expired"])], when, rng.choice([1, 1, 2, 99, 99]))
 
     def _sicken(self) -> None:
         """Some credentials are known to be unwell before the turn begins."""
@@ -397,7 +398,9 @@ class World:
         self.sends += 1
         limit = 4 * len(self.pool) + 4
         self._hold_to("bounded", self.sends <= limit, f"{self.sends} sends to {len(self.pool)} credentials")
-        self._hold_to("not twice", not self.may_have_run or self._movable(), "an immovable turn is sent again")
+        self._hold_to("not twice", not self.may_have_run or self.turn.request.binding is None, "it is sent again")
+        for found, count in self._alike():
+            self._hold_to("poison stops", count < found.witnesses, f"{count} have refused it alike")
         assert self.current is not None
         if command.mode is Mode.REPLAY:
             self._hold_to("no amnesia", command.frame == self.rebuilt is not None, "a replay of something else")
@@ -607,8 +610,8 @@ class World:
             return "the client lost its continuation"
         if K.CIPHERTEXT_FOREIGN in kinds and self.policy.boundaries < 2:
             return "ciphertext cannot be foreign where there is one boundary"
-        if any(count >= 2 for count in self._alike().values()):
-            return "two refused the request alike"
+        if any(count >= found.witnesses for found, count in self._alike()):
+            return "too many refused the request alike"
         if self.late or not self._movable():
             return "too late, or immovable"
         counts = Counter(found.kind for _, found, when in self.failures if when != "opening" and found.kind in RISKY)
@@ -616,13 +619,12 @@ class World:
             return "too many failures that may have cost something"
         return ""
 
-    def _alike(self) -> Counter[object]:
-        who = {(found.fingerprint, each.name) for each, found, when in self.failures if self._mutual(found, when)}
-        return Counter(fingerprint for fingerprint, _ in who)
-
-    @staticmethod
-    def _mutual(found: Failure, when: str) -> bool:
-        return found.kind in MUTUAL and when != "opening"
+    def _alike(self) -> list[tuple[Failure, int]]:
+        """The refusals that a request can provoke, each with how many credentials said it of the request itself."""
+        said = [(found, who.name) for who, found, when in self.failures if found.kind in MUTUAL and when != "opening"]
+        return [
+            (found, len({name for other, name in said if other.fingerprint == found.fingerprint})) for found, _ in said
+        ]
 
     def _movable(self) -> bool:
         return self.turn.request.binding is None and (self.past is None or self.past.known)

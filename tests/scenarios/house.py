@@ -44,6 +44,13 @@ def digest_of(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
+TENANTS = [
+    Tenant("team-a", (digest_of(KEY),)),
+    Tenant("team-b", (digest_of(OTHER_KEY),)),
+    Tenant("team-private", (digest_of(PRIVATE_KEY),), transcript=False),
+]
+
+
 class House:
     """Nodes in this process over real sockets; `boundaries` gives each credential its organisation."""
 
@@ -83,16 +90,13 @@ class House:
         bounds: Bounds | None = None,
         policy: Policy | None = None,
         url: str | None = None,
+        alone: bool = False,
         **store: Any,
     ) -> Listeners:
         pool = list(credentials or self.credentials())
         node = Node(
             name or f"node-{len(self.nodes) + 1}",
-            tenants=[
-                Tenant("team-a", (digest_of(KEY),)),
-                Tenant("team-b", (digest_of(OTHER_KEY),)),
-                Tenant("team-private", (digest_of(PRIVATE_KEY),), transcript=False),
-            ],
+            tenants=TENANTS[:1] if alone else TENANTS,
             credentials=pool,
             store=StoreSettings(url or self.url, refresh=store.pop("refresh", 0.1), **store),
             bounds=bounds or Bounds(hold=1.0, first_event=5.0, silence=5.0, leave=3.0),

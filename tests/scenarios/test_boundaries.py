@@ -77,6 +77,7 @@ async def test_leaves_reasoning_behind_and_keeps_calls_paired_when_a_session_cro
     calls = [item["call_id"] for item in crossed.input if item.get("type") == "function_call"]
     assert calls == [item["call_id"] for item in crossed.input if item.get("type") == "function_call_output"]
     assert dropped(node) == 2
+    assert [turn.outcome for turn in house.sent_to("B")] == ["completed", "completed"], "not even tried with it"
     assert increment.previous_response_id == third.response_id
 
 
@@ -238,7 +239,7 @@ async def test_an_item_reference_stays_in_its_boundary(house: House) -> None:
 
 
 async def test_a_response_that_the_broker_has_never_seen_stays_in_the_boundary_of_its_session(house: House) -> None:
-    node = await house.node()
+    node = await house.node(alone=True)
     direct = SessionClient(house.sim.base_url, "sk-sim-A")
     house.clients.append(direct)
     assert await direct.connect()

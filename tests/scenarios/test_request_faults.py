@@ -66,7 +66,7 @@ class Scene:
 
 @pytest.fixture
 async def scene(house: House) -> Scene:
-    node = await house.node()
+    node = await house.node(alone=True)
     client = await house.connected(node)
     first = await client.turn("one")
     assert first.ok, first.problems
@@ -147,6 +147,20 @@ async def test_passes_on_that_a_named_response_is_unknown(scene: Scene) -> None:
     assert refused.error["param"] == "previous_response_id" and "resp_nobody-knows" in refused.error["message"]
     await scene.nothing_changed()
     await scene.goes_on_as_an_increment(scene.first)
+
+
+async def test_refuses_an_unknown_response_itself_when_tenants_share_the_credentials(house: House) -> None:
+    client = await house.connected(await house.node())
+    assert (await client.turn("one")).ok
+    stranger = TurnResult(None, None, [], True, {}, response_id="resp_of-another-tenant-for-all-we-know")
+
+    refused = await client.turn("bad", parent=stranger)
+
+    assert refused.error is not None
+    assert (refused.error["status"], refused.error["code"]) == (400, "previous_response_not_found")
+    assert refused.error["param"] == "previous_response_id" and refused.error["type"] == "invalid_request_error"
+    assert len(house.sim.turns) == 1, "the vendor was asked, and it does not know one tenant from another"
+    assert (await client.turn("two")).ok
 
 
 @pytest.mark.parametrize("name", ["generic 404", "context length"])
