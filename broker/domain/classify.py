@@ -120,7 +120,6 @@ _TEXTS: tuple[tuple[re.Pattern[str], FailureKind, bool], ...] = tuple(
         (r"incorrect api key|session has ended|log in again", K.AUTH_REJECTED, True),
         (r"identity verification is required|organization must be verified", K.UNSUPPORTED, False),
         (r"not supported when using codex with|invalid service_tier argument", K.UNSUPPORTED, False),
-        (r"request too large.*tokens per min", K.UNSUPPORTED, False),
         (r"encrypted content.*(organization|could not be|decrypt)", K.CIPHERTEXT_FOREIGN, False),
         (
             r"response with id=?.*not found|invalid `?previous_response_id|previous response.*not found",
@@ -129,6 +128,8 @@ _TEXTS: tuple[tuple[re.Pattern[str], FailureKind, bool], ...] = tuple(
         ),
     )
 )
+
+_TOO_LARGE = re.compile(r"request too large.*tokens per min", re.IGNORECASE | re.DOTALL)
 
 _TYPES: dict[str, FailureKind] = {
     "authentication_error": K.AUTH_REJECTED,
@@ -179,7 +180,7 @@ def read_refusal(document: object, status: int = 0, headers: Mapping[str, str] |
     """The refusal in a parsed body or event: nested, flat, wrapped in `body` or `response`, or a bare `detail`."""
     outer = document if isinstance(document, dict) else {}
     inner = _error_of(outer)
-    wanted = outer.get("status", outer.get("status_code", status))
+    wanted = outer.get("status_code", status) if outer.get("status") is None else outer["status"]
     found = {str(k).lower(): str(v) for k, v in (headers or {}).items()}
     for source in (outer.get("headers"), inner.get("headers")):
         if isinstance(source, dict):
@@ -201,8 +202,9 @@ def _error_of(outer: Mapping[str, Any]) -> Mapping[str, Any]:
             return error
     if isinstance(detail := outer.get("detail"), dict):
         return detail
-    if isinstance(detail, str):
-        return {"message": detail}
+    for words in (detail, outer.get("error")):
+        if isinstance(words, str):
+            return {"message": words, "code": outer.get("code")}
     flat = {key: outer[key] for key in ("code", "message", "param", "error_type") if key in outer}
     return {**flat, **{key: value for key, value in outer.items() if key.startswith("resets_")}}
 
@@ -231,6 +233,9 @@ def _kind(refusal: Refusal) -> tuple[FailureKind, bool]:
         return K.AUTH_REJECTED, True
     if refusal.code == "slow_down" and refusal.type == "rate_limit_error":
         return K.RATE_LIMITED, False
+    if _TOO_LARGE.search(refusal.message):
+        # it says `rate_limit_exceeded`, but waiting would not help
+        return K.UNSUPPORTED, False
     if refusal.code in _CODES:
         return _CODES[refusal.code], False
     if refusal.code.startswith(("invalid_image", "image_")):
@@ -241,6 +246,8 @@ def _kind(refusal: Refusal) -> tuple[FailureKind, bool]:
                 return kind, names_key
     if refusal.type in _TYPES:
         return _TYPES[refusal.type], refusal.type == "authentication_error"
+    if refusal.type == "invalid_request_error" and not refusal.status:
+        return K.REQUEST_FAULT, False
     return _by_status(refusal.status), False
 
 
@@ -290,7 +297,8 @@ def classify_close(code: int | None, reason: str = "") -> Failure:
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_TRY_AGAIN = re.compile(r"try again in (\d+(?:\.\d+)?) ?(ms|milliseconds?|s|seconds?|m|minutes?)", re.IGNORECASE)
+_TRY_AGAIN = re.compile(r"try again in ((?:\d+(?:\.\d+)? ?(?:ms|h|m|s)[a-z]*[ ,]*)+)", re.IGNORECASE)
+_SPAN = re.compile(r"(\d+(?:\.\d+)?) ?(ms|milli|h|m|s)", re.IGNORECASE)
 
 
 def _times(refusal: Refusal, now: float) -> tuple[float | None, float | None]:
@@ -307,8 +315,8 @@ def _times(refusal: Refusal, now: float) -> tuple[float | None, float | None]:
     if known := [span for span in resets if span]:
         return None, max(known)
     if found := _TRY_AGAIN.search(refusal.message):
-        unit = found.group(2).lower()
-        return None, float(found.group(1)) * (0.001 if unit.startswith(("ms", "mil")) else _UNITS[unit[0]])
+        spans = _SPAN.findall(found.group(1).lower())
+        return None, sum(float(number) * _UNITS["ms" if unit == "milli" else unit] for number, unit in spans)
     return None, None
 
 

@@ -123,13 +123,14 @@ _UNSERVED: dict[FailureKind, tuple[int, str, str, str]] = {
     FailureKind.OVERLOADED: (503, "server_is_overloaded", "service_unavailable_error", "The upstream is overloaded."),
     FailureKind.TRANSPORT_LOST: (503, "upstream_unavailable", "server_error", "The upstream could not be reached."),
     FailureKind.CONNECTION_EXPIRED: (503, "upstream_unavailable", "server_error", "The upstream closed its socket."),
+    FailureKind.UNSUPPORTED: (503, "upstream_unavailable", "server_error", "No upstream offers what was asked."),
     FailureKind.AUTH_REJECTED: (503, "no_credential_available", "server_error", "No credential is accepted upstream."),
 }
 
 
 def unserved(failure: Failure) -> ErrorReply:
     """A turn of which nothing was shown, and which nobody else can serve: the true cause in our own words."""
-    status, code, type, message = _UNSERVED[failure.kind]
+    status, code, type, message = _UNSERVED.get(failure.kind, _UNSERVED[FailureKind.UNSUPPORTED])
     return ErrorReply(
         status,
         code,

@@ -103,7 +103,9 @@ class ChainLost:
 
 @dataclass(frozen=True, slots=True)
 class ChainBound:
-    """Something in the conversation cannot leave its boundary."""
+    """Something in the conversation cannot leave its boundary; which one, if that is known."""
+
+    boundary: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,12 +39,14 @@ class Lanes(Generic[T]):
     def admit(self, name: str | None, turn: T) -> bool:
         """Take in a create: True if it runs at once, False if it waits. Raises `BadFrame` or `LanesFull`."""
         self._check(name)
-        lane = self._lanes.setdefault(name, _Lane())
-        if lane.running is None and not lane.waiting and self._running < MAX_IN_FLIGHT:
+        lane = self._lanes.get(name) or _Lane()
+        free = lane.running is None and not lane.waiting and self._running < MAX_IN_FLIGHT
+        if not free and len(self._order) >= self.max_waiting:
+            raise LanesFull
+        self._lanes[name] = lane
+        if free:
             self._start(lane, turn)
             return True
-        if len(self._order) >= self.max_waiting:
-            raise LanesFull
         lane.waiting.append(turn)
         self._order.append(name)
         return False

@@ -113,7 +113,11 @@ class Rebuilt:
 
 
 class Immovable(Exception):
-    """This content cannot leave its boundary; the message says which item binds it."""
+    """This content cannot leave its boundary; the message says what binds it, `boundary` where it lives, if known."""
+
+    def __init__(self, why: str, boundary: str | None) -> None:
+        super().__init__(why)
+        self.boundary = boundary
 
 
 def rebuild(
@@ -129,38 +133,42 @@ def rebuild(
     parts: list[bytes] = []
     dropped = 0
     for turn in chain:
-        foreign = turn.meta.boundary != boundary
+        home = turn.meta.boundary
         for array in (turn.items.inputs, turn.items.outputs):
-            if foreign and (why := items_bind(array)):
-                raise Immovable(f"the conversation holds {why}")
-            kept, lost = _carry(array, boundary, origins, foreign)
+            if home != boundary and (why := items_bind(array)):
+                raise Immovable(f"the conversation holds {why}", home)
+            kept, lost = _carry(array, boundary, origins, home)
             parts.extend(kept)
             dropped += lost
-    kept, lost = _carry(own_input, boundary, origins, False)
+    kept, lost = _carry(own_input, boundary, origins, boundary)
     parts.extend(kept)
     return Rebuilt(b"[" + b",".join(parts) + b"]", dropped + lost, len(chain))
 
 
-def _carry(array: bytes, boundary: str, origins: Mapping[str, str] | None, foreign: bool) -> tuple[list[bytes], int]:
-    if not (foreign or origins is not None) or not (b'"reasoning"' in array or b'"compaction"' in array):
+_COMPACTIONS = ("compaction", "compaction_summary")
+
+
+def _carry(array: bytes, boundary: str, origins: Mapping[str, str] | None, home: str) -> tuple[list[bytes], int]:
+    all_at_home = origins is None and home == boundary
+    if all_at_home or not (b'"reasoning"' in array or b'"compaction' in array):
         inner = array.strip()[1:-1].strip()
         return ([inner] if inner else []), 0
     kept, lost = [], 0
     for item in split(array):
-        if _is_foreign(item, boundary, origins, foreign):
+        if _is_foreign(item, boundary, origins, home):
             lost += 1
         else:
             kept.append(item)
     return kept, lost
 
 
-def _is_foreign(item: bytes, boundary: str, origins: Mapping[str, str] | None, foreign: bool) -> bool:
+def _is_foreign(item: bytes, boundary: str, origins: Mapping[str, str] | None, home: str | None) -> bool:
     peek = _peek.decode(item)
-    if peek.type not in ("reasoning", "compaction"):
+    if peek.type != "reasoning" and peek.type not in _COMPACTIONS:
         return False
     if peek.encrypted_content and origins is not None:
-        foreign = origins.get(mint_digest(peek.encrypted_content)) != boundary
-    if foreign and peek.type == "compaction":
+        home = origins.get(mint_digest(peek.encrypted_content))
+    if home != boundary and peek.type in _COMPACTIONS:
         # its ciphertext *is* the context (protocol.md 8.7): leaving it out would be silent amnesia
-        raise Immovable("a compaction item belongs to another boundary")
-    return foreign
+        raise Immovable("the conversation holds a compaction item", home)
+    return home != boundary

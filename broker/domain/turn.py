@@ -143,6 +143,7 @@ class Turn:
     _replays: Counter[str] = field(default_factory=Counter)
     _retried: bool = False
     _bound: bool = False
+    _bound_to: str | None = None
     _forced: bool = False
     _strip: bool = False
     _moving: FailOver | None = None
@@ -167,8 +168,9 @@ class Turn:
     @property
     def boundary(self) -> str | None:
         """The only boundary that can serve this turn, if there is but one."""
-        where = Reach.BOUNDARY if self._bound else reach(self.parent, self.request.binding)
-        if where is Reach.ANYWHERE:
+        if self._bound_to is not None:
+            return self._bound_to
+        if not self._bound and reach(self.parent, self.request.binding) is Reach.ANYWHERE:
             return None
         if self.parent is not None and self.parent.meta is not None:
             return self.parent.meta.boundary
@@ -221,9 +223,9 @@ class Turn:
 
     def _placed(self, event: Placed, now: float) -> list[Command]:
         self.credential = event.credential
-        moved: list[Command] = [self._moving] if self._moving else []
-        self._moving = None
-        return moved + self._bind(event)
+        moving, self._moving = self._moving, None
+        moved = moving is not None and self.failures[-1][0].name != event.credential.name
+        return [*([moving] if moving is not None and moved else []), *self._bind(event)]
 
     def _bind(self, event: Placed) -> list[Command]:
         pin = self.session.pin
@@ -272,7 +274,7 @@ class Turn:
             credential=self.credential.name,
             socket_holds_parent=event.holds_parent,
             incremental_disabled=self.session.incremental_disabled,
-            forced=self._forced,
+            forced=self._forced or self._strip,
             foreign=self._strip or self._may_hold_foreign(self.credential.boundary),
         )
         if self.mode is Mode.INCREMENTAL:
@@ -292,7 +294,7 @@ class Turn:
     def _chain_bound(self, event: ChainBound, now: float) -> list[Command]:
         if self._bound:
             return self._parent_gone(ParentGone(), now)
-        self._bound = True
+        self._bound, self._bound_to = True, event.boundary
         return self._place()
 
     def _send(self, frame: bytes) -> list[Command]:
@@ -311,11 +313,11 @@ class Turn:
         self._held.append(event.raw)
         if len(self._held) > self.policy.held:
             return self._show()
-        return [*self._confirm(), Hold()] if len(self._held) == 1 else []
+        return [Hold()] if len(self._held) == 1 else []
 
     def _output_began(self, event: OutputBegan, now: float) -> list[Command]:
         self._held.append(event.raw)
-        return self._show()
+        return [*self._confirm(), *self._show()]
 
     def _hold_elapsed(self, event: HoldElapsed, now: float) -> list[Command]:
         return self._show() if self._held else []
@@ -323,10 +325,11 @@ class Turn:
     def _show(self) -> list[Command]:
         self.state = State.SHOWING
         self.phase = Phase.SHOWN
-        return [*self._confirm(), Relay(self._release())]
+        return [Relay(self._release())]
 
     def _shown_more(self, event: Announced | OutputBegan, now: float) -> list[Command]:
-        return [Relay((event.raw,))]
+        # only output proves that the request was taken
+        return [*(self._confirm() if isinstance(event, OutputBegan) else ()), Relay((event.raw,))]
 
     def _completed(self, event: Completed, now: float) -> list[Command]:
         self.state = State.COMMITTING
@@ -374,8 +377,11 @@ class Turn:
 
     def _alike(self, failure: Failure) -> int:
         """How many credentials have refused this request in the same way, the one at hand among them."""
-        others = {c.name for c, other in self.failures if other.fingerprint == failure.fingerprint}
-        return len(others | {self.credential.name if self.credential is not None else ""})
+        return self._witnesses(failure, also=self.credential)
+
+    def _witnesses(self, failure: Failure, also: Credential | None = None) -> int:
+        told = {c.name for c, f in self.failures if f.fingerprint == failure.fingerprint and not f.independent}
+        return len(told | ({also.name} if also is not None else set()))
 
     def _lost_by_us(self) -> bool:
         parent = self.parent
@@ -429,10 +435,12 @@ class Turn:
         if retry := self._retry_lost():
             return retry
         kinds = {failure.kind for _, failure in self.failures}
-        if FailureKind.QUOTA_EXHAUSTED in kinds or "exhausted" in event.reasons:
+        soon = kinds - _FOR_LONG
+        exhausted = FailureKind.QUOTA_EXHAUSTED in kinds or "exhausted" in event.reasons
+        if exhausted and not soon and not event.reasons & {"busy", "cooling"}:
             return self._tell(Outcome.EXHAUSTED, errors.all_exhausted(event.resets_at, event.at))
         if self.failures:
-            last = self.failures[-1][1]
+            last = next((f for _, f in reversed(self.failures) if f.kind in soon), self.failures[-1][1])
             # with nobody left to ask, two who agree are as many as there can be
             return self._surface(last, last.witnesses > 0 and self._alike(last) > 1)
         if "cooling" in event.reasons:
@@ -442,6 +450,9 @@ class Turn:
             return self._tell(Outcome.EXHAUSTED, reply)
         if event.reasons <= {"model"}:
             return self._tell(Outcome.REQUEST_FAULT, errors.no_credential(self.request.model))
+        if "boundary" in event.reasons and self.request.previous_response_id is not None:
+            # it could be served elsewhere, but only with the context that its client has
+            return self._parent_gone(ParentGone(), now)
         return self._tell(Outcome.UNSERVED, errors.unserved(Failure(FailureKind.AUTH_REJECTED)))
 
     def _retry_lost(self) -> list[Command]:
@@ -460,10 +471,10 @@ class Turn:
             blamed = [
                 Blame(c, f, True, again=True)
                 for c, f in self._unconfirmed
-                if f.row.effect is Effect.REVOKE and f.names_key
+                if f.row.effect is Effect.REVOKE and f.names_key and self._witnesses(f) == 1
             ]
         self._unconfirmed.clear()
-        if failure.row.verbatim:
+        if failure.row.verbatim and not failure.independent:
             raw = errors.verbatim(failure, self.request.lane)
             return blamed + self._tell(Outcome.REQUEST_FAULT, None, raw)
         if poisonous:
@@ -505,6 +516,10 @@ _PROVEN_UNSERVED = frozenset(
     }
 )
 """Refusals that prove that nothing ran: trying again costs nobody anything, and no credential is tried for ever."""
+
+
+_FOR_LONG = frozenset({FailureKind.QUOTA_EXHAUSTED, FailureKind.AUTH_REJECTED, FailureKind.UNSUPPORTED})
+"""Failures that do not pass in a moment: with nothing else in the way, a client need not come back soon."""
 
 
 def _as_request_fault(failure: Failure) -> Failure:

@@ -126,6 +126,7 @@ _BINDING = (
     b'"container_id"',
     b'"vector_store_ids"',
     b'"compaction"',
+    b'"compaction_summary"',
     b'"prompt"',
 )
 
@@ -282,7 +283,7 @@ def event_lane(raw: bytes) -> str | None:
         return None
     try:
         return _lane.decode(raw).stream_id
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -290,7 +291,7 @@ def done_item(raw: bytes) -> tuple[int, bytes]:
     """Index and bytes of the item in a `response.output_item.done` (raises `Garbage`)."""
     try:
         event = _item.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise Garbage("not an item event") from None
     return event.output_index, bytes(event.item)
 
@@ -299,7 +300,7 @@ def response_of(raw: bytes) -> tuple[str, bytes]:
     """Id and output array of the response in an event (empty id: there is none). Raises `Garbage`."""
     try:
         response = _with_response.decode(raw).response
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise Garbage("not a response event") from None
     return response.id, bytes(response.output)
 

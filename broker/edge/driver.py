@@ -273,8 +273,8 @@ class TurnDriver:
         except ChainBroken as broken:
             self._log("chain broken", reason=broken.reason)
             return e.ChainLost()
-        except Immovable:
-            return e.ChainBound()
+        except Immovable as bound:
+            return e.ChainBound(bound.boundary)
         except StoreUnavailable as error:
             self._wiring.metrics.store_errors.labels(error.reason).inc()
             return e.StoreLost()

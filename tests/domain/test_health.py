@@ -260,9 +260,10 @@ def test_no_history_of_reports_makes_a_block_without_end(history: list[tuple[Hea
     now, held = NOW, None
     for each, passed in history:
         before, held = held, merge(held, each, now)
-        assert held.state is S.HEALTHY or now <= held.until <= now + MAX_BLOCK
-        if before is not None and before != held:
-            assert held.version == before.version + 1
+        assert held.state is S.HEALTHY or 0 < held.until <= now + MAX_BLOCK
+        if before != held:
+            assert held.state is S.HEALTHY or now <= held.until
+            assert before is None or held.version == before.version + 1
         now += passed
 
 

@@ -65,7 +65,7 @@ async def test_survives_an_age_limit_that_ends_its_sockets_again_and_again(
     assert (await client.turn("one")).ok
     before = await pin_of(house, client)
 
-    for number in range(200):
+    for number in range(2000):
         turn = await client.turn(f"turn {number}")
         assert turn.ok, turn.problems
         if upgrades(house) >= 5:
@@ -172,7 +172,7 @@ async def test_rotates_its_sockets_between_turns_when_they_reach_the_age_set_for
     assert (await client.turn("one")).ok
     before = await pin_of(house, client)
 
-    for number in range(200):
+    for number in range(2000):
         turn = await client.turn(f"turn {number}")
         assert turn.ok, turn.problems
         if upgrades(house) >= 4:
