@@ -37,6 +37,12 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
+        self.links_ordinary = Gauge(
+            "broker_links_ordinary",
+            "Upstream sockets opened without the fast passage; 0 unless aiohttp is not as expected.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.pin_resets = Counter(
             "broker_pin_resets", "Pins moved to another credential, by reason.", ["reason"], registry=self.registry
         )

@@ -31,6 +31,7 @@ from broker.store.connection import StoreUnavailable
 from broker.store.journal import JournalFull, Queued
 from broker.store.sessions import ChainBroken, Stale
 from broker.upstream.connection import Link, LinkClosed, Refused
+from broker.upstream.passage import Gate, Sink
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Client(Protocol):
     wiring: Wiring
     links: Links
     memory: SocketMemory
+    sink: Sink | None
 
     @property
     def keeps_transcript(self) -> bool:
@@ -117,6 +119,21 @@ class TurnDriver:
             self._room.clear()
             await self._room.wait()
 
+    def gate(self) -> Sink | Gate:
+        """Plain output may pass while the turn shows and nothing waits to be dealt with."""
+        sink = self.client.sink
+        if sink is None:
+            return Gate.ALL
+        if not self._idle or self._arrived or self.attempt is None:
+            return Gate.WAIT
+        self.attempt.heard = self._loop.time()
+        return sink if self.turn.state is State.SHOWING else Gate.ONE
+
+    def note_item(self, raw: bytes) -> None:
+        """An item that has passed."""
+        if self.attempt is not None:
+            self.attempt.note_item(raw)
+
     def lost(self, failure: Failure) -> None:
         """The link is gone."""
         self._feed(e.Failed(failure))
@@ -162,6 +179,8 @@ class TurnDriver:
             while not self._arrived:
                 self._wake.clear()
                 self._idle = True
+                if (link := self.link) is not None:
+                    link.proceed()
                 await self._wake.wait()
             self._idle = False
             item = self._arrived.popleft()

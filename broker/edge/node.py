@@ -164,5 +164,6 @@ class Node:
         """Bring the gauges up to date."""
         self.metrics.sockets.labels("client").set(len(self.sockets))
         self.metrics.sockets.labels("upstream").set(self.dialer.open_links)
+        self.metrics.links_ordinary.set(self.dialer.ordinary)
         self.metrics.sessions.set(len({socket.session.sid for socket in self.sockets}))
         self.metrics.journal.set(len(self.journal))

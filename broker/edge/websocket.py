@@ -23,8 +23,12 @@ from broker.edge.driver import TurnDriver
 from broker.edge.links import Links
 from broker.edge.wiring import Wiring
 from broker.upstream.connection import Link, LinkClosed
+from broker.upstream.passage import Sink
 
 log = logging.getLogger(__name__)
+
+BEHIND = 64 * 1024
+"""Bytes that may wait for a client before its upstream is paused; the high-water mark of transports."""
 
 FORWARDED = ("openai-beta",)
 """Handshake headers of the client that the vendor needs to see."""
@@ -54,6 +58,7 @@ class ClientSocket:
         self.sending_since: float | None = None
         self._ws = ws
         self._transport = request.transport
+        self.sink: Sink | None = RawWriter(self, request) if wiring.bounds.passage else None
         self._tasks: set[asyncio.Task[None]] = set()
         self._steers: dict[str | None, _Steers] = defaultdict(_Steers)
 
@@ -249,6 +254,35 @@ class ClientSocket:
         driver.ride(link, wire.response_of(raw)[0])
         self.lanes.adopt(lane, driver)
         self._start(driver, events.Succeeded(link.credential, parent, raw))
+
+
+class RawWriter:
+    """Writes frames to a client as the bytes they are, beside what `ClientSocket.send` writes frame by frame."""
+
+    def __init__(self, socket: ClientSocket, request: web.Request) -> None:
+        self._socket = socket
+        self._transport = request.transport
+        self._writer = request.writer
+
+    def write(self, data: bytes) -> bool:
+        """Write whole frames; False if the client is behind."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return True
+        transport.write(data)
+        if transport.get_write_buffer_size() <= BEHIND:
+            return True
+        self._socket.sending_since = time.monotonic()
+        return False
+
+    async def drained(self) -> None:
+        """Wait until the client has caught up, or is gone."""
+        try:
+            await self._writer.drain()
+        except (ClientConnectionError, ConnectionError):
+            pass
+        finally:
+            self._socket.sending_since = None
 
 
 class _Steers:

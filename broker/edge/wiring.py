@@ -29,6 +29,7 @@ class Bounds:
     max_sockets: int = 2000
     lane_queue: int = 64
     transcript: bool = True
+    passage: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from broker.domain import wire
 from broker.domain.classify import classify_close, classify_handshake
 from broker.domain.credential import Credential
 from broker.domain.failure import Failure, FailureKind
+from broker.upstream.passage import Gate, Passage, Sink, install
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,12 @@ class Listener(Protocol):
 
     async def receive(self, raw: bytes, kind: wire.EventKind) -> None:
         """One event of the lane's turn. Waiting here holds up this socket and nobody else's."""
+
+    def gate(self) -> Sink | Gate:
+        """Where plain output of this turn may pass without a look at it, or what may happen instead."""
+
+    def note_item(self, raw: bytes) -> None:
+        """An item that has passed (raises `wire.Garbage`)."""
 
     def take_over(self, frames: list[tuple[bytes, wire.EventKind]]) -> None:
         """Events of this lane that came before it was this listener's."""
@@ -72,7 +80,12 @@ class _Upgrade(ClientResponse):
                 async with asyncio.timeout(2.0):
                     body = await self.content.read(REFUSAL_BYTES)
             raise _NotUpgraded(self.status, dict(self.headers), body)
+        _passage.set(install(connection))
         return self
+
+
+_passage: ContextVar[Passage | None] = ContextVar("passage", default=None)
+"""What `_Upgrade.start` has put into the connection, for the `dial` that waits for it in the same task."""
 
 
 class _NoAnswer(Exception):
@@ -97,13 +110,17 @@ class DialSettings:
 
 
 class Dialer:
-    """Opens links. One for a process; it holds the connector and closes it."""
+    """Opens links. One for a process; it holds the connector and closes it.
+
+    `open_links` are open now, `ordinary` were opened without a passage and cost more per frame.
+    """
 
     def __init__(self, settings: DialSettings, *, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
         self._client: aiohttp.ClientSession | None = None
         self.open_links = 0
+        self.ordinary = 0
 
     async def start(self) -> None:
         """Must be called on the loop that uses it."""
@@ -142,7 +159,11 @@ class Dialer:
             raise Refused(Failure(FailureKind.TRANSPORT_LOST, code=str(lost), independent=True)) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Refused(Failure(FailureKind.TRANSPORT_LOST, code=type(error).__name__, independent=True)) from None
-        return Link(credential, socket, self, aside)
+        passage = _passage.get()
+        if passage is None and not self.ordinary:
+            log.warning("frames take the ordinary path", extra={"credential": credential.name})
+        self.ordinary += passage is None
+        return Link(credential, socket, self, aside, passage)
 
 
 def _identity(credential: Credential) -> dict[str, str]:
@@ -165,6 +186,7 @@ class Link:
         socket: aiohttp.ClientWebSocketResponse[bool],
         dialer: Dialer,
         aside: Callable[[bytes, str | None], object],
+        passage: Passage | None,
     ) -> None:
         self.credential = credential
         self.opened = asyncio.get_running_loop().time()
@@ -174,6 +196,10 @@ class Link:
         self._aside = aside
         self._minted: OrderedDict[str, str | None] = OrderedDict()
         self._listeners: dict[str | None, Listener] = {}
+        self._passing: Listener | None = None
+        self._passage = passage
+        if passage is not None:
+            passage.opening = self
         dialer.open_links += 1
         self._reader = asyncio.create_task(self._read(), name=f"link:{credential.name}")
 
@@ -219,6 +245,7 @@ class Link:
         """This listener's turn is over; a retired link closes with its last one."""
         if self._listeners.get(lane) is listener:
             del self._listeners[lane]
+            self.proceed()
 
     async def send(self, frame: bytes) -> None:
         """Send one frame up. Raises `LinkClosed` if it was not sent."""
@@ -239,14 +266,36 @@ class Link:
 
     # --- what comes back ---
 
+    def gate(self) -> Sink | Gate:
+        """Whether plain output may pass: only while one turn alone is on this link, and says so."""
+        if len(self._listeners) != 1:
+            return Gate.ALL
+        (self._passing,) = self._listeners.values()
+        return self._passing.gate()
+
+    def proceed(self) -> None:
+        """The turn on this link has dealt with what it was given."""
+        if self._passage is not None:
+            self._passage.go()
+
+    def note_item(self, raw: bytes) -> bool:
+        """An item of the passing turn is done; False if it cannot be read."""
+        try:
+            if self._passing is not None:
+                self._passing.note_item(raw)
+        except wire.Garbage:
+            return False
+        return True
+
     async def _read(self) -> None:
         failure = Failure(FailureKind.TRANSPORT_LOST, code="closed_by_us", orderly=True)
         try:
             async for message in self._socket:
-                if message.type is WSMsgType.TEXT:
-                    await self.dispatch(message.data)
-                else:
+                if message.type is not WSMsgType.TEXT:
                     raise wire.Garbage("a binary frame")
+                await self.dispatch(message.data)
+                if self._passage is not None:
+                    self._passage.taken()
             failure = classify_close(self._socket.close_code)
         except wire.Garbage:
             failure = Failure(FailureKind.TRANSPORT_LOST, code="garbage")
