@@ -19,6 +19,7 @@ from broker.domain.credential import Credential, Secret
 from broker.domain.errors import ErrorReply
 from broker.domain.turn import Policy
 from broker.edge.access import Tenant
+from broker.edge.collector import Collector
 from broker.edge.node import Node, StoreSettings
 from broker.edge.websocket import ClientSocket
 from broker.edge.wiring import Bounds
@@ -91,11 +92,11 @@ async def _responses(request: web.Request) -> web.StreamResponse:
         return ws
     socket = ClientSocket(node.wiring, ws, tenant, session, explicit=name is not None, request=request)
     node.metrics.handshakes.labels("accepted").inc()
-    node.sockets.add(socket)
+    node.enter(socket)
     try:
         await socket.serve()
     finally:
-        node.sockets.discard(socket)
+        node.leave(socket)
     return ws
 
 
@@ -289,8 +290,13 @@ async def _run_node(
     clients, operations = config.listen, config.operations_listen
     try:
         await listeners.start((clients.host, clients.port), (operations.host, operations.port), reuse_port=reuse_port)
-        log.info("ready", extra={"node": listeners.node.name})
+        node = listeners.node
+        collector = Collector(lambda: node.opened, lambda: node.opened - len(node.sockets), lambda: node.busy)
+        collector.start()
+        tuning = asyncio.create_task(collector.run(), name="collector")
+        log.info("ready", extra={"node": node.name})
         await stopping.wait()
+        tuning.cancel()
         log.info("stopping", extra={"node": listeners.node.name})
     finally:
         await listeners.stop()

@@ -67,6 +67,7 @@ class Node:
         self.chance = random.SystemRandom()
         self.access = Access(tenants)
         self.sockets: set[ClientSocket] = set()
+        self.opened = 0
         self.ready = False
         self._store_settings = store
         self.connection = Connection(store.url, timeout=store.timeout, connect_timeout=store.connect_timeout)
@@ -130,6 +131,20 @@ class Node:
         await self.health.stop()
         await self.dialer.stop()
         await self.connection.close()
+
+    def enter(self, socket: ClientSocket) -> None:
+        """A client's socket is open."""
+        self.sockets.add(socket)
+        self.opened += 1
+
+    def leave(self, socket: ClientSocket) -> None:
+        """A client's socket is gone."""
+        self.sockets.discard(socket)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any turn is in flight."""
+        return any(self.health.in_flight.values())
 
     async def store_answers(self) -> bool:
         """Whether the store answers right now."""
