@@ -1,8 +1,9 @@
 """Keeps garbage collection from stopping the loop while sessions wait.
 
-A full collection looks at every object of every session: at 2,000 sessions it stopped the loop for a quarter of a second.
-What lives long is therefore frozen out of its sight as sessions arrive. Frozen garbage is found by a full collection, which
-is made when nothing runs, after enough sockets have gone; and without waiting for that when very many have gone.
+A full collection looks at every object of every session: at 2,000 sessions it stopped the loop for a quarter of a
+second. What lives long is therefore frozen out of its sight as sessions arrive. Frozen garbage is found by a full
+collection, which is made when nothing runs, after enough sockets have gone; and without waiting for that when very many
+have gone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ GONE_AT_MOST = 20_000
 
 
 class Collector:
-    """Tunes the collector of this process. `opened` and `closed` count client sockets ever, `busy` says if turns run."""
+    """Tunes the collector of this process.
+
+    `opened` and `closed` count client sockets ever, `busy` says whether turns run.
+    """
 
     def __init__(self, opened: Callable[[], int], closed: Callable[[], int], busy: Callable[[], bool]) -> None:
         self._opened, self._closed, self._busy = opened, closed, busy
