@@ -61,6 +61,9 @@ class Client(Protocol):
     async def send(self, raw: bytes) -> None:
         """One event to the client."""
 
+    async def send_all(self, frames: tuple[bytes, ...]) -> None:
+        """Several events to the client."""
+
     def join(self, session: Session) -> None:
         """The client has found back to a session."""
 
@@ -373,8 +376,7 @@ class TurnDriver:
 
     async def _relay(self, command: c.Relay) -> None:
         self._released()
-        for frame in command.frames:
-            await self.client.send(frame)
+        await self.client.send_all(command.frames)
 
     async def _tell(self, command: c.Tell) -> None:
         self._released()

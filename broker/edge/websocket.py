@@ -91,6 +91,15 @@ class ClientSocket:
         finally:
             self.sending_since = None
 
+    async def send_all(self, frames: tuple[bytes, ...]) -> None:
+        """Several events to the client, in one write where that can be."""
+        sink = self.sink
+        if sink is None or self._ws.closed:
+            for raw in frames:
+                await self.send(raw)
+        elif not sink.write(b"".join([part for raw in frames for part in (_header(len(raw)), raw)])):
+            await sink.drained()
+
     async def refuse(self, reply: ErrorReply, lane: str | None = None) -> None:
         """An error that belongs to no turn; the socket stays."""
         await self.send(reply.event(lane))
@@ -283,6 +292,15 @@ class RawWriter:
             pass
         finally:
             self._socket.sending_since = None
+
+
+def _header(size: int) -> bytes:
+    """The header of a whole, unmasked text frame (RFC 6455 5.2)."""
+    if size < 126:
+        return bytes((0x81, size))
+    if size < 1 << 16:
+        return b"\x81\x7e" + size.to_bytes(2, "big")
+    return b"\x81\x7f" + size.to_bytes(8, "big")
 
 
 class _Steers:
