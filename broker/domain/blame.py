@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from broker.domain.classify import KEY_CODES
 from broker.domain.credential import Credential
 from broker.domain.failure import Effect, Failure
 from broker.domain.health import (
@@ -14,6 +15,7 @@ from broker.domain.health import (
 )
 
 REVOKED_FOR = 900.0
+REFUSED_FOR = 30.0
 SUSPECT_FOR = 60.0
 EXHAUSTED_FOR = 300.0
 EXCLUDED_FOR = 600.0
@@ -42,6 +44,8 @@ def blame(
     """
     because = failure.code or failure.kind.value
     until = failure.until if failure.until is not None else None
+    if until is not None and until <= now:
+        until = None  # a reset in the past is no reset
     if until is None and failure.retry_after is not None:
         until = now + failure.retry_after
 
@@ -50,7 +54,9 @@ def blame(
 
     match failure.row.effect:
         case Effect.REVOKE if confirmed and failure.names_key:
-            return report(credential_subject(credential), HealthState.REVOKED, REVOKED_FOR)
+            # a bare refusal at the door may be the door's fault, so it is looked at again soon
+            lasting = REVOKED_FOR if failure.code in KEY_CODES else REFUSED_FOR
+            return report(credential_subject(credential), HealthState.REVOKED, lasting)
         case Effect.REVOKE:
             return report(credential_subject(credential), HealthState.SUSPECT, SUSPECT_FOR)
         case Effect.EXHAUST:
@@ -62,6 +68,9 @@ def blame(
         case Effect.COOL_ENDPOINT:
             lasting = min(failure.retry_after or OVERLOADED_FOR, OVERLOADED_AT_MOST)
             return report(endpoint_subject(credential), HealthState.COOLING, lasting)
+        case Effect.EXCLUDE_MODEL if failure.independent:
+            # the endpoint does not offer what we need, or not now: no key's doing, and never the whole pool's end
+            return report(endpoint_subject(credential), HealthState.COOLING, OVERLOADED_FOR)
         case Effect.EXCLUDE_MODEL if confirmed:
             return report(model_subject(credential, model), HealthState.COOLING, EXCLUDED_FOR)
         case Effect.SUSPECT_BY_STREAK if not failure.orderly and streak >= STREAK:

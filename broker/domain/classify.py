@@ -290,6 +290,8 @@ def classify_close(code: int | None, reason: str = "") -> Failure:
     """The failure in a socket that ended without a terminal event."""
     if code == 1009:
         return Failure(K.REQUEST_FAULT, status=413, code="message_too_big", type="invalid_request_error")
+    if code == 1007:
+        return Failure(K.REQUEST_FAULT, status=400, code="invalid_utf8", type="invalid_request_error")
     if code == 4402:
         return Failure(K.QUOTA_EXHAUSTED, status=429, code="credit_balance_exhausted", type="insufficient_quota")
     return Failure(K.TRANSPORT_LOST, code=f"close_{code or 1006}", orderly=code in _ORDERLY_CLOSES)

@@ -55,19 +55,21 @@ def plan(
     incremental_disabled: bool,
     forced: bool = False,
     foreign: bool = False,
+    reuses_ids: bool = False,
 ) -> Mode:
     """How to send a turn to `credential`.
 
     An increment goes out only where its parent is known to be: in the memory of the very socket, or stored by this
     credential (`store=true`). A bare increment anywhere else would be silent amnesia. An unknown root is the
     vendor's to resolve, so it goes out as it came. `forced` asks for a replay once more (a continuation was lost),
-    `foreign` says that the client's own input may hold another boundary's ciphertext.
+    `foreign` says that the client's own input may hold another boundary's ciphertext, `reuses_ids` that the vendor
+    gives ids out again, so that what it has stored under one may be something else.
     """
     if parent is None:
         return Mode.REPLAY if foreign else Mode.INCREMENTAL
     if parent.meta is None:
         return Mode.INCREMENTAL
-    if parent.known and (forced or incremental_disabled):
+    if parent.known and (forced or (incremental_disabled and not socket_holds_parent)):
         return Mode.REPLAY
-    stored_here = parent.meta.store and parent.meta.credential == credential
+    stored_here = parent.meta.store and parent.meta.credential == credential and not reuses_ids
     return Mode.INCREMENTAL if socket_holds_parent or stored_here else Mode.REPLAY

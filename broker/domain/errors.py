@@ -118,6 +118,17 @@ def interrupted() -> ErrorReply:
     )
 
 
+def outcome_unknown() -> ErrorReply:
+    """A turn of a vendor's own conversation was lost on the way: it may stand there already, and only that can tell."""
+    return ErrorReply(
+        502,
+        "outcome_unknown",
+        "The upstream was lost while this turn may have been running. It may already stand in the conversation: "
+        "look there before sending it again.",
+        "server_error",
+    )
+
+
 _UNSERVED: dict[FailureKind, tuple[int, str, str, str]] = {
     FailureKind.RATE_LIMITED: (429, "rate_limit_exceeded", "rate_limit_error", "The upstream limits the request rate."),
     FailureKind.OVERLOADED: (503, "server_is_overloaded", "service_unavailable_error", "The upstream is overloaded."),
@@ -155,5 +166,7 @@ def verbatim(failure: Failure, stream_id: str | None) -> bytes:
     """The vendor's own event about the request; given a numeric status where the vendor left it out."""
     raw = failure.raw
     if raw is None:
-        return bad_request(failure.code or "invalid_request", "The upstream refused the request.").event(stream_id)
+        status = failure.status if 400 <= failure.status < 500 else 400
+        reply = bad_request(failure.code or "invalid_request", "The upstream refused the request.", status=status)
+        return reply.event(stream_id)
     return with_status(raw, failure.status) if event_type(raw) == "error" else raw

@@ -35,6 +35,9 @@ class SocketMemory:
 
     def note(self, response_id: str, meta: TurnMeta, session: Session, lane: str | None) -> None:
         """A turn was committed on this lane."""
+        before = self._responses.get(response_id)
+        if before is not None and before.meta.turn_id != meta.turn_id:
+            session.reuses_ids = True
         self._responses[response_id] = Remembered(meta, session, lane)
         self._responses.move_to_end(response_id)
         self._newest[lane] = response_id
@@ -69,6 +72,7 @@ class SocketMemory:
         """Whether the client itself has lost this response."""
         return response_id in self._evicted
 
-    def sessions(self) -> list[Session]:
-        """The sessions whose turns were committed here, each once."""
-        return list({found.session.sid: found.session for found in self._responses.values()}.values())
+    def sessions(self) -> list[tuple[Session, str]]:
+        """The sessions whose turns were committed here, each once, with the last of those turns."""
+        last = {found.session.sid: (found.session, found.meta.turn_id) for found in self._responses.values()}
+        return list(last.values())

@@ -30,7 +30,8 @@ class Session:
 
     `sid` is derived, see `derive_sid`; `name` is what the client calls it. `boundaries` are those whose credentials
     have served a turn of it: where there is more than one, reasoning ciphertext may be foreign. `avoided` broke off its
-    last turn after output was shown; until a turn ends well, anybody else is better.
+    last turn after output was shown; until a turn ends well, anybody else is better. `reuses_ids`: a vendor has given
+    two of its responses one id, so what is stored there under an id is not what the session means by it.
     """
 
     sid: str
@@ -42,6 +43,7 @@ class Session:
     turns: int = 0
     closed: bool = False
     avoided: str | None = None
+    reuses_ids: bool = False
 
     def adopt(self, pin: Pin | None, incremental_disabled: bool) -> None:
         """Take over what the store answered: the truth, or the winner of a race."""

@@ -104,7 +104,8 @@ class Policy:
 
     `placements`: how often it may fail in one and the same way, after it was sent, before its client is told; a
     refusal that proves that nothing ran costs nothing, and every credential is tried at most once anyway. `placing`:
-    seconds in which it may be placed anew. `held`: events held back at most. `boundaries`: how many the pool has.
+    seconds from its first failure in which it may be placed anew. `held`: events held back at most. `boundaries`: how
+    many the pool has.
     """
 
     placements: int = 3
@@ -147,6 +148,7 @@ class Turn:
     _forced: bool = False
     _strip: bool = False
     _moving: FailOver | None = None
+    _failing_since: float | None = None
     _held: list[bytes] = field(default_factory=list)
     _unconfirmed: list[tuple[Credential, Failure]] = field(default_factory=list)
 
@@ -276,6 +278,7 @@ class Turn:
             incremental_disabled=self.session.incremental_disabled,
             forced=self._forced or self._strip,
             foreign=self._strip or self._may_hold_foreign(self.credential.boundary),
+            reuses_ids=self.session.reuses_ids,
         )
         if self.mode is Mode.INCREMENTAL:
             return self._send(self.request.raw)
@@ -342,6 +345,7 @@ class Turn:
         self.session.boundaries.add(self.credential.boundary)
         self.session.turns += 1
         self.session.avoided = None
+        self.session.closed = False
         self.state = State.ENDED
         self.outcome = Outcome.COMPLETED
         return [Relay(self._release()), Absolve(self.credential), End(Outcome.COMPLETED)]
@@ -411,7 +415,9 @@ class Turn:
     def _out_of_bounds(self, failure: Failure, now: float) -> bool:
         if self.phase is Phase.SENT and failure.kind not in _PROVEN_UNSERVED:
             self._spent[failure.kind] += 1
-        return self._spent[failure.kind] >= self.policy.placements or now - self.started > self.policy.placing
+        if self._failing_since is None:
+            self._failing_since = now
+        return self._spent[failure.kind] >= self.policy.placements or now - self._failing_since > self.policy.placing
 
     def _may_replay(self) -> bool:
         """A credential whose sockets end again and again, or that keeps losing what it held, is left for another."""
@@ -479,6 +485,9 @@ class Turn:
             return blamed + self._tell(Outcome.REQUEST_FAULT, None, raw)
         if poisonous:
             return blamed + self._tell(Outcome.REQUEST_FAULT, errors.refused(failure))
+        if failure.row.executed and self.request.binding == CONVERSATION and self.phase is not Phase.BEFORE_SEND:
+            outcome = Outcome.INTERRUPTED if self.phase is Phase.SHOWN else Outcome.UNSERVED
+            return blamed + self._tell(outcome, errors.outcome_unknown())
         if self.phase is Phase.SHOWN:
             if failure.row.sent is Action.FAILOVER and self.credential is not None:
                 # the client will come again with the same turn: somebody else shall have it

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import orjson
 
+MAX_MODEL = 256
 STREAM_ID = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
 
 
@@ -36,11 +37,8 @@ class ClientFrame(msgspec.Struct, frozen=True):
     previous_response_id: str | None = None
     conversation: msgspec.Raw = msgspec.Raw(b"null")
     store: bool | None = None
-    generate: bool | None = None
-    prompt_cache_key: str | None = None
     input: msgspec.Raw = msgspec.Raw(b"null")
     response: msgspec.Raw = msgspec.Raw(b"null")
-    response_id: str | None = None
 
 
 _client_frame = msgspec.json.Decoder(ClientFrame)
@@ -61,7 +59,12 @@ def read_client_frame(raw: bytes) -> tuple[ClientFrame, bytes]:
 
 def _decode(raw: bytes) -> ClientFrame:
     try:
-        return _client_frame.decode(raw)
+        if not raw.isascii():
+            raw.decode()  # raw slices are not looked into; what is no UTF-8 would end the upstream's socket
+        frame = _client_frame.decode(raw)
+        if frame.model is not None and len(frame.model) > MAX_MODEL:
+            raise BadFrame("invalid_value", f"'model' is longer than {MAX_MODEL} characters.", "model")
+        return frame
     except msgspec.ValidationError as error:
         found = re.search(r"`\$\.?([\w.\[\]]*)`", str(error))
         param = found.group(1) if found else None
@@ -239,7 +242,7 @@ class _Item(msgspec.Struct):
 
 
 class _Response(msgspec.Struct):
-    id: str = ""
+    id: str | None = None
     status: str | None = None
     output: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -302,7 +305,7 @@ def response_of(raw: bytes) -> tuple[str, bytes]:
         response = _with_response.decode(raw).response
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise Garbage("not a response event") from None
-    return response.id, bytes(response.output)
+    return response.id or "", bytes(response.output)
 
 
 def error_event(

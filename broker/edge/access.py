@@ -33,7 +33,7 @@ class Access:
         Every known key is compared, each in constant time, so the time tells nothing about which one came close.
         """
         scheme, _, key = (authorization or "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).digest()
+        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         found = None
         for known, tenant in self._keys:
             if hmac.compare_digest(known, digest):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from broker.domain import transcript, wire
 from broker.domain.credential import Credential
 from broker.domain.health import AuthHealth
+from broker.domain.session import Pin
 from broker.domain.transcript import Commit, TurnItems, TurnMeta
 from broker.domain.turn import Turn
 from broker.upstream.connection import Link
@@ -17,6 +18,7 @@ class Attempt:
 
     def __init__(self, credential: Credential, held_against: Sequence[AuthHealth] = ()) -> None:
         self.credential = credential
+        self.pin: Pin | None = None
         self.held_against = held_against
         self.link: Link | None = None
         self.response_id = ""
@@ -30,7 +32,7 @@ class Attempt:
     def commit(self, turn: Turn, inputs: bytes, terminal: bytes, *, keep: bool) -> Commit:
         """The turn as it goes into the transcript; without its items if they may not be kept."""
         meta = self._meta(turn, terminal, keep)
-        session, pin = turn.session, turn.session.pin
+        session, pin = turn.session, self.pin
         return Commit(
             sid=session.sid,
             name=session.name,

@@ -30,7 +30,7 @@ from broker.edge.wiring import Wiring
 from broker.store.connection import StoreUnavailable
 from broker.store.journal import JournalFull, Queued
 from broker.store.sessions import ChainBroken, Stale
-from broker.upstream.connection import Link, LinkClosed, Refused
+from broker.upstream.connection import Link, LinkClosed, LinkLost, Refused
 from broker.upstream.passage import Gate, Sink
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ BACKLOG = 64
 """Events that may wait for a turn before its link is held up."""
 
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.ITEM, EventKind.ANNOUNCEMENT, EventKind.ASIDE})
+_ENDINGS = frozenset({EventKind.TERMINAL, EventKind.FAILURE})
+_COSTLY = frozenset({c.Open, c.Send})
 _RUNNING = frozenset({State.WAITING, State.SHOWING})
 
 
@@ -73,8 +75,11 @@ class Client(Protocol):
     def note_steer(self, raw: bytes, lane: str | None) -> None:
         """An answer to a steer."""
 
-    def take_steers(self, lane: str | None) -> list[bytes]:
-        """The accepted steers that the next response on a lane answers."""
+    def take_steers(self, lane: str | None, target: str | None) -> list[bytes]:
+        """The accepted steers of the response `target` that the next response on a lane answers."""
+
+    def drop_steers(self, lane: str | None) -> None:
+        """The response they were for has failed; they went with it."""
 
 
 class TurnDriver:
@@ -129,8 +134,12 @@ class TurnDriver:
             return Gate.ALL
         if not self._idle or self._arrived or self.attempt is None:
             return Gate.WAIT
-        self.attempt.heard = self._loop.time()
         return sink if self.turn.state is State.SHOWING else Gate.ONE
+
+    def passed(self) -> None:
+        """Output has passed; a pong or half a frame is no sign that the upstream is at work."""
+        if self.attempt is not None:
+            self.attempt.heard = self._loop.time()
 
     def note_item(self, raw: bytes) -> None:
         """An item that has passed."""
@@ -152,9 +161,11 @@ class TurnDriver:
 
     def ride(self, link: Link, response_id: str) -> None:
         """Take over a response that the upstream has begun on `link` by itself."""
-        self.attempt = Attempt(link.credential)
-        self.attempt.response_id = response_id
+        self._engage(Attempt(link.credential))
         self._attach(link)
+        assert self.attempt is not None
+        self.attempt.response_id = response_id
+        self.attempt.pin = self.turn.session.pin
         self._watch(self._wiring.bounds.silence)
 
     def _feed(self, item: tuple[bytes, EventKind] | e.Event) -> None:
@@ -165,11 +176,17 @@ class TurnDriver:
 
     async def run(self, first: e.Event) -> None:
         """Take the turn from its first event to its end."""
-        self._items = _with_words(self.request.items, self.client.take_steers(self.request.lane))
+        words = self.client.take_steers(self.request.lane, self.request.previous_response_id)
+        self._items = _with_words(self.request.items, words)
         try:
             await self._handle(first)
             while self.turn.state is not State.ENDED:
                 await self._handle(await self._next())
+        except BaseException:
+            # what its link may still bring for this turn shall not be taken for the next one's
+            if self.link is not None:
+                self.link.retired = True
+            raise
         finally:
             link = self._detach()
             for timer in (self._hold_timer, self._silence_timer):
@@ -194,8 +211,8 @@ class TurnDriver:
                     return item
             elif item[1] is EventKind.ASIDE:
                 await self._pass(*item)
-            else:
-                return self._understand(*item)
+            elif (event := self._understand(*item)) is not None:
+                return event
 
     def take_over(self, frames: list[tuple[bytes, EventKind]]) -> None:
         """Events that came before the ones the link will bring."""
@@ -215,10 +232,32 @@ class TurnDriver:
             return self.turn.state is State.WAITING
         return self.turn.state in _RUNNING or isinstance(event, e.ClientLeft)
 
-    def _understand(self, raw: bytes, kind: EventKind) -> e.Event:
+    def _understand(self, raw: bytes, kind: EventKind) -> e.Event | None:
+        try:
+            return None if self._is_echo(raw, kind) else self._event_of(raw, kind)
+        except wire.Garbage:
+            return e.Failed(Failure(FailureKind.TRANSPORT_LOST, code="garbage"))
+
+    def _is_echo(self, raw: bytes, kind: EventKind) -> bool:
+        """Whether this is the second ending of the turn before: some vendors end a response twice (protocol.md 3.3)."""
+        link = self.link
+        if link is None or kind not in _ENDINGS or wire.event_type(raw) == "error":
+            return False
+        response_id = wire.response_of(raw)[0]
+        if self.response_id:
+            return bool(response_id) and response_id != self.response_id
+        ended = link.ended.get(self.request.lane)
+        if ended == "":
+            # that one ended by an error that named no response; the echo that may follow is this
+            del link.ended[self.request.lane]
+            return kind is EventKind.FAILURE
+        return ended is not None and response_id == ended
+
+    def _event_of(self, raw: bytes, kind: EventKind) -> e.Event:
         if kind is EventKind.FAILURE:
             return e.Failed(classify_event(raw, now=self._wiring.health.now()))
         if kind is EventKind.TERMINAL:
+            wire.response_of(raw)
             return e.Completed(raw)
         if kind is EventKind.ITEM and self.attempt is not None:
             self.attempt.note_item(raw)
@@ -232,6 +271,10 @@ class TurnDriver:
         todo = deque(self.turn.handle(event, self._loop.time()))
         while todo:
             command = todo.popleft()
+            if type(command) in _COSTLY and any(isinstance(item, e.ClientLeft) for item in self._arrived):
+                # nobody waits for it any more, so it is neither opened nor sent
+                todo = deque(self.turn.handle(e.ClientLeft(), self._loop.time()))
+                continue
             answer = await _PERFORM[type(command)](self, command)
             if answer is not None:
                 todo.extend(self.turn.handle(answer, self._loop.time()))
@@ -250,7 +293,16 @@ class TurnDriver:
         return e.Resolved(*found)
 
     async def _place(self, command: c.Place) -> e.Event:
-        return self._wiring.health.place(command.wish)
+        self._detach()
+        placed = self._wiring.health.place(command.wish)
+        if isinstance(placed, e.Placed):
+            self._engage(Attempt(placed.credential, self._wiring.health.ailing(placed.credential, self.request.model)))
+        return placed
+
+    def _engage(self, attempt: Attempt) -> None:
+        """From its placement on, a turn counts as in flight on its credential."""
+        self.attempt = attempt
+        self._wiring.health.in_flight[attempt.credential.name] += 1
 
     async def _move_pin(self, command: c.MovePin) -> e.Event:
         session, metrics = self.turn.session, self._wiring.metrics
@@ -270,8 +322,8 @@ class TurnDriver:
         return e.PinMoved(result.pin)
 
     async def _open(self, command: c.Open) -> e.Event:
-        held_against = self._wiring.health.ailing(command.credential, self.request.model)
-        self.attempt = Attempt(command.credential, held_against)
+        assert self.attempt is not None
+        self.attempt.pin = self.turn.session.pin
         try:
             link = await self.client.links.open(command.credential)
         except Refused as refused:
@@ -284,7 +336,6 @@ class TurnDriver:
         self.attempt.link = link
         self.attempt.heard = self._loop.time()
         link.attach(self.request.lane, self)
-        self._wiring.health.in_flight[link.credential.name] += 1
 
     async def _rebuild(self, command: c.Rebuild) -> e.Event:
         session, boundary = self.turn.session, command.credential.boundary
@@ -338,6 +389,8 @@ class TurnDriver:
             await attempt.link.send(frame)
         except LinkClosed:
             return e.Failed(Failure(FailureKind.CONNECTION_EXPIRED, code="closed_before_send"))
+        except LinkLost:
+            return e.Failed(Failure(FailureKind.TRANSPORT_LOST, code="lost_in_send"))
         attempt.heard = self._loop.time()
         self._watch(self._wiring.bounds.first_event)
         return None
@@ -348,6 +401,7 @@ class TurnDriver:
         commit = attempt.commit(self.turn, self._items, command.raw, keep=self.client.keeps_transcript)
         response_id = commit.meta.response_id
         attempt.link.mint(response_id, self.request.lane)
+        attempt.link.ended[self.request.lane] = response_id
         meta, answer = await self._write(commit)
         self.client.memory.note(response_id, meta, self.turn.session, self.request.lane)
         return answer
@@ -403,8 +457,11 @@ class TurnDriver:
             self._wiring.health.absolve(command.credential, self.attempt.held_against)
 
     async def _abandon(self, command: c.Abandon) -> None:
+        ended = self.response_id
+        self.client.drop_steers(self.request.lane)
         link = self._detach()
         if link is not None:
+            link.ended[self.request.lane] = ended
             if self.request.previous_response_id is not None:
                 link.forget(self.request.previous_response_id, self.request.lane)
             last = self.turn.failures[-1][1] if self.turn.failures else None
@@ -464,10 +521,12 @@ class TurnDriver:
     def _detach(self) -> Link | None:
         """Leave the link, if the turn is on one; the answer is that link."""
         attempt, self.attempt = self.attempt, None
-        if attempt is None or attempt.link is None:
+        if attempt is None:
+            return None
+        self._wiring.health.in_flight[attempt.credential.name] -= 1
+        if attempt.link is None:
             return None
         attempt.link.detach(self.request.lane, self)
-        self._wiring.health.in_flight[attempt.credential.name] -= 1
         self.client.links.settle()
         return attempt.link
 

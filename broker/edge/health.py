@@ -15,12 +15,18 @@ from broker.domain.credential import Credential
 from broker.domain.events import NonePlaced, Placed
 from broker.domain.failure import Effect, Failure
 from broker.domain.health import AuthHealth, HealthReport, HealthSnapshot, HealthState, merge
-from broker.domain.selection import Wish, select
+from broker.domain.selection import Candidate, Wish, select
 from broker.metrics import Metrics
 from broker.store.connection import StoreUnavailable
 from broker.store.health import HealthStore
 
 log = logging.getLogger(__name__)
+
+
+TRIAL_EVERY = 5.0
+"""Seconds between two trials of a credential that is blocked on evidence, when nobody else is left."""
+
+_ON_EVIDENCE = frozenset({HealthState.COOLING.value, HealthState.EXHAUSTED.value, HealthState.REVOKED.value})
 
 
 class HealthBoard:
@@ -42,6 +48,8 @@ class HealthBoard:
         self._streaks: Counter[str] = Counter()
         self._offset = 0.0
         self._reports: set[asyncio.Task[None]] = set()
+        self._untold: dict[str, HealthReport] = {}
+        self._tried: dict[str, float] = {}
         self._refresher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -69,6 +77,8 @@ class HealthBoard:
         choice = select(self.pool, self.snapshot, self.in_flight, wish, now=now, chance=self._chance.random())
         if choice.credential is not None:
             return Placed(choice.credential, f"{self._chance.getrandbits(128):032x}")
+        if (trial := self._trial(choice.candidates, now)) is not None:
+            return Placed(trial, f"{self._chance.getrandbits(128):032x}")
         # why a credential is out although it was tried in this turn is written in its row
         reasons = {
             c.verdict.row.state.value
@@ -78,6 +88,20 @@ class HealthBoard:
         }
         able = [c.credential for c in choice.candidates if c.passed_over not in ("model", "boundary")]
         return NonePlaced(frozenset(reasons), self.snapshot.earliest_reset(able, wish.model, now), now)
+
+    def _trial(self, candidates: Sequence[Candidate], now: float) -> Credential | None:
+        """With nobody left, one blocked credential is tried now and then, unless a vendor named the end of its block.
+
+        A mistake that took the whole pool out is then over within seconds of its cause, and not with the last block.
+        """
+        for candidate in candidates:
+            row, name = candidate.verdict.row, candidate.credential.name
+            if candidate.passed_over not in _ON_EVIDENCE or row is None or row.told:
+                continue
+            if now - max(row.since, self._tried.get(name, 0.0)) >= TRIAL_EVERY:
+                self._tried[name] = now
+                return candidate.credential
+        return None
 
     def usable(self) -> int:
         """How many credentials could serve some turn right now."""
@@ -127,10 +151,16 @@ class HealthBoard:
 
     async def _tell(self, report: HealthReport) -> None:
         try:
-            self.snapshot.put(await self._store.report(report))
+            row = await self._store.report(report)
         except StoreUnavailable as error:
-            # the local row holds until the store is back; other nodes will find out for themselves
+            # the local row holds; the others hear of it when the store is back
+            self._untold[report.subject] = report
             self._metrics.store_errors.labels(error.reason).inc()
+            return
+        self._untold.pop(report.subject, None)
+        known = self.snapshot.rows.get(row.subject)
+        if known is None or row.version >= known.version:
+            self.snapshot.put(row)
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine, name="health-report")
@@ -141,6 +171,10 @@ class HealthBoard:
 
     async def refresh(self) -> None:
         """Take over the shared table; without a store the local copy goes on."""
+        for report in list(self._untold.values()):
+            await self._tell(report)
+        if self._untold:
+            return
         under_way = bool(self._reports)
         try:
             rows, store_now = await self._store.snapshot()

@@ -31,7 +31,7 @@ class Links:
         self._current: Link | None = None
         self._expires = 0.0
         self._all: set[Link] = set()
-        self._dialing = asyncio.Lock()
+        self._dials: dict[str, asyncio.Task[Link]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -41,19 +41,38 @@ class Links:
 
     async def open(self, credential: Credential) -> Link:
         """A usable link of `credential`, the one there is if it will do. Raises `Refused`."""
-        async with self._dialing:
-            now = asyncio.get_running_loop().time()
-            link = self._current
-            if link is not None and link.credential is credential and link.usable and now < self._expires:
-                return link
-            fresh = await self._dial(credential)
-            if link is not None:
-                link.retired = True
-            self._current = fresh
-            # sockets opened together shall not all end together
-            self._expires = now + credential.max_age * (0.9 + 0.1 * self._chance())
-            self.settle()
-            return fresh
+        link = self._current
+        now = asyncio.get_running_loop().time()
+        if link is not None and link.credential is credential and link.usable and now < self._expires:
+            return link
+        dial = self._dials.get(credential.name)
+        if dial is None:
+            # lanes that need the same socket wait for one dial, and hear of its refusal together
+            dial = asyncio.create_task(self._replace(credential), name=f"dial:{credential.name}")
+            self._dials[credential.name] = dial
+            dial.add_done_callback(lambda done: self._dialled(credential.name, done))
+        return await asyncio.shield(dial)
+
+    def _dialled(self, name: str, dial: asyncio.Task[Link]) -> None:
+        del self._dials[name]
+        if not dial.cancelled():
+            dial.exception()  # whoever waited was told; where nobody did, there is nobody to tell
+
+    async def _replace(self, credential: Credential) -> Link:
+        fresh = await self._dial(credential)
+        if self._current is not None:
+            self._current.retired = True
+        self._current = fresh
+        # sockets opened together shall not all end together
+        now = asyncio.get_running_loop().time()
+        self._expires = now + credential.max_age * (0.9 + 0.1 * self._chance())
+        self.settle()
+        return fresh
+
+    def keep_alive(self) -> None:
+        """The client is behind."""
+        for link in self._all:
+            link.keep_alive()
 
     async def _dial(self, credential: Credential) -> Link:
         def aside(raw: bytes, lane: str | None) -> object:
@@ -73,6 +92,8 @@ class Links:
 
     async def close(self) -> None:
         """Close everything, bounded."""
+        for dial in self._dials.values():
+            dial.cancel()
         closing = [asyncio.create_task(link.close(), name="link-close") for link in self._all]
         self._all.clear()
         if closing := [*closing, *self._closing]:

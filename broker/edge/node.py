@@ -169,6 +169,9 @@ class Node:
         while True:
             await asyncio.sleep(1.0)
             self.show()
+            for socket in self.sockets:
+                if socket.sending_since is not None:
+                    socket.links.keep_alive()
             late = time.monotonic() - self.bounds.send_timeout
             for socket in list(self.sockets):
                 if socket.sending_since is not None and socket.sending_since < late:

@@ -96,16 +96,17 @@ class Sessions:
         waiting = self._journal.pending(sid)
         return self._keep(Session(sid, waiting[0].name, waiting[0].tenant)) if waiting else None
 
-    async def close_cleanly(self, sessions: Iterable[Session]) -> None:
+    async def close_cleanly(self, sessions: Iterable[tuple[Session, str]]) -> None:
         """The client has closed its socket itself: what had no name of its own is over, as it would be at a vendor.
 
-        A session that the client has named it may still reclaim.
+        A session that the client has named it may still reclaim, and one that another socket has gone on with (its last
+        turn is no longer the one given here) lives on.
         """
-        for session in sessions:
+        for session, last_turn in sessions:
             if is_minted(session):
                 session.closed = True
                 try:
-                    await self._journal.close_cleanly(session.sid)
+                    await self._journal.close_cleanly(session.sid, last_turn)
                 except StoreUnavailable as error:
                     self._metrics.store_errors.labels(error.reason).inc()
 

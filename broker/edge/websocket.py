@@ -12,6 +12,7 @@ import orjson
 from aiohttp import ClientConnectionError, WSMsgType, web
 
 from broker.domain import errors, events, wire
+from broker.domain.commands import Outcome
 from broker.domain.errors import ErrorReply
 from broker.domain.lanes import Lanes, LanesFull
 from broker.domain.memory import SocketMemory
@@ -22,13 +23,22 @@ from broker.edge.access import Tenant
 from broker.edge.driver import TurnDriver
 from broker.edge.links import Links
 from broker.edge.wiring import Wiring
-from broker.upstream.connection import Link, LinkClosed
+from broker.upstream.connection import Link, LinkClosed, LinkLost
 from broker.upstream.passage import Sink
 
 log = logging.getLogger(__name__)
 
+WAITING_FRAMES = 2
+"""How many frames of the largest size may wait on one socket."""
+
 BEHIND = 64 * 1024
 """Bytes that may wait for a client before its upstream is paused; the high-water mark of transports."""
+
+_CLEAN = frozenset({None, 0, 1000, 1001, 1005})
+"""Close codes by which a client says that it is done; 0 and 1005 are closes without a code."""
+
+SUCCESSOR_WITHIN = 2.0
+"""Seconds for which a lane is kept free for the successor of a steered response."""
 
 FORWARDED = ("openai-beta",)
 """Handshake headers of the client that the vendor needs to see."""
@@ -59,6 +69,7 @@ class ClientSocket:
         self._ws = ws
         self._transport = request.transport
         self.sink: Sink | None = RawWriter(self, request) if wiring.bounds.passage else None
+        self._waiting_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._steers: dict[str | None, _Steers] = defaultdict(_Steers)
 
@@ -129,7 +140,8 @@ class ClientSocket:
                         errors.bad_request("invalid_frame", "Send text frames that hold one JSON object.")
                     )
                 else:
-                    clean = message.type is WSMsgType.CLOSE
+                    # 1011 and the like say that the client lost its patience or its network, not its interest
+                    clean = message.type is WSMsgType.CLOSE and message.data in _CLEAN
                     break
         finally:
             await self._leave(clean)
@@ -177,9 +189,13 @@ class ClientSocket:
             store=frame.store is not False,
             binding=wire.binds(raw, frame),
         )
+        if self._waiting_bytes + len(raw) > WAITING_FRAMES * self.wiring.bounds.max_frame:
+            raise LanesFull
         driver = TurnDriver(self, request, self.session)
         if self.lanes.admit(frame.stream_id, driver):
             self._start(driver, events.Began())
+        else:
+            self._waiting_bytes += len(raw)
 
     def _start(self, driver: TurnDriver, first: events.Event) -> None:
         task = asyncio.create_task(self._run(driver, first), name=f"turn:{driver.request.turn_id}")
@@ -204,10 +220,20 @@ class ClientSocket:
                 lane,
             )
         finally:
-            if self.lanes.running(lane) is driver:
-                for waiting in self.lanes.finished(lane):
-                    waiting.turn.session = self.session
-                    self._start(waiting, events.Began())
+            if self._steers[lane].accepted and driver.turn.outcome is Outcome.COMPLETED:
+                # the upstream goes on by itself; what waits on this lane comes after that
+                asyncio.get_running_loop().call_later(SUCCESSOR_WITHIN, self._release, lane, driver)
+            else:
+                self._release(lane, driver)
+
+    def _release(self, lane: str | None, driver: TurnDriver) -> None:
+        """Let the next creates run, if this turn was the last on its lane."""
+        if self.lanes.running(lane) is not driver or self._ws.closed:
+            return
+        for waiting in self.lanes.finished(lane):
+            self._waiting_bytes -= len(waiting.request.raw)
+            waiting.turn.session = self.session
+            self._start(waiting, events.Began())
 
     # --- steering ---
 
@@ -217,11 +243,12 @@ class ClientSocket:
         if running is None or running.link is None:
             await self.send(_steer_failed(target, bytes(frame.input)))
             return
-        self._steers[running.request.lane].sent.append(wire.input_items(bytes(frame.input)).strip()[1:-1])
+        words = wire.input_items(bytes(frame.input)).strip()[1:-1]
+        self._steers[running.request.lane].sent.append((target, words))
         try:
             await running.link.send(raw)
-        except LinkClosed:
-            self._steers[running.request.lane].sent.pop()
+        except (LinkClosed, LinkLost):
+            self.drop_steers(running.request.lane)
             await self.send(_steer_failed(target, bytes(frame.input)))
 
     async def aside(self, link: Link, raw: bytes, lane: str | None) -> None:
@@ -237,14 +264,21 @@ class ClientSocket:
         """Follow which steers the upstream has taken: their words become part of the conversation."""
         steers, kind = self._steers[lane], wire.event_type(raw)
         if steers.sent and kind in ("response.steer.accepted", "response.steer.failed"):
-            words = steers.sent.pop(0)
+            steer = steers.sent.pop(0)
             if kind == "response.steer.accepted":
-                steers.accepted.append(words)
+                steers.accepted.append(steer)
+        running = self.lanes.running(lane)
+        if kind == "response.steer.pending" and running is not None and running.turn.state is State.ENDED:
+            self._release(lane, running)  # it waits for what only the client can send
 
-    def take_steers(self, lane: str | None) -> list[bytes]:
-        """The accepted steers that the next response on this lane answers."""
-        words, self._steers[lane].accepted = self._steers[lane].accepted, []
-        return words
+    def take_steers(self, lane: str | None, target: str | None) -> list[bytes]:
+        """The accepted steers of the response `target`, which the next response on this lane answers."""
+        accepted, self._steers[lane].accepted = self._steers[lane].accepted, []
+        return [words for of, words in accepted if of == target]
+
+    def drop_steers(self, lane: str | None) -> None:
+        """The response they were for has failed; they went with it."""
+        self._steers.pop(lane, None)
 
     def _succeed(self, link: Link, raw: bytes, lane: str | None) -> None:
         newest, running = self.memory.newest(lane), self.lanes.running(lane)
@@ -304,11 +338,11 @@ def _header(size: int) -> bytes:
 
 
 class _Steers:
-    """The steers of one lane: sent and not yet answered, and accepted by the upstream."""
+    """The steers of one lane, each with the response it is for: sent and not yet answered, and accepted."""
 
     def __init__(self) -> None:
-        self.sent: list[bytes] = []
-        self.accepted: list[bytes] = []
+        self.sent: list[tuple[str, bytes]] = []
+        self.accepted: list[tuple[str, bytes]] = []
 
 
 def _steer_failed(target: str, raw_input: bytes) -> bytes:

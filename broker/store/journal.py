@@ -52,6 +52,7 @@ class _Entry:
 
     sid: str
     commit: Commit | None = None
+    last_turn: str = ""
     refusals: int = 0
 
     @property
@@ -119,9 +120,9 @@ class Journal:
         """
         return await self._unbroken(self._commit(commit))
 
-    async def close_cleanly(self, sid: str) -> None:
+    async def close_cleanly(self, sid: str, last_turn: str = "") -> None:
         """`SessionStore.close_cleanly`, after all that this session still has to write."""
-        await self._unbroken(self._close_session(sid))
+        await self._unbroken(self._close_session(sid, last_turn))
 
     def pending(self, sid: str) -> list[Commit]:
         """The turns of a session that wait, oldest first."""
@@ -189,8 +190,8 @@ class Journal:
         self._append(entry)
         return Queued(len(self._queue))
 
-    async def _close_session(self, sid: str) -> None:
-        entry = _Entry(sid)
+    async def _close_session(self, sid: str, last_turn: str) -> None:
+        entry = _Entry(sid, last_turn=last_turn)
         if await self._insist(entry) is None:
             self._append(entry)
 
@@ -211,7 +212,7 @@ class Journal:
 
     async def _perform(self, entry: _Entry) -> Committed | bool:
         if entry.commit is None:
-            return await self._store.close_cleanly(entry.sid)
+            return await self._store.close_cleanly(entry.sid, entry.last_turn)
         return await self._store.commit(entry.commit)
 
     def _append(self, entry: _Entry) -> None:

@@ -120,6 +120,7 @@ class SessionStore:
             boundaries={field[2:] for field in fields if field.startswith("b:")},
             turns=int(fields.get("turns", 0)),
             closed=fields.get("closed") == "1",
+            reuses_ids=fields.get("reuses_ids") == "1",
         )
 
     async def move_pin(self, sid: str, name: str, tenant: str, expected: Pin | None, to: Pin) -> Moved | Stale:
@@ -231,12 +232,14 @@ class SessionStore:
         fields = ((_text(field), _text(value)) for field, value in answer.items())
         return {field[2:]: value for field, value in fields if field.startswith("e:")}
 
-    async def close_cleanly(self, sid: str) -> bool:
+    async def close_cleanly(self, sid: str, last_turn: str = "") -> bool:
         """The client itself closed a session that has no name of its own; True if nothing is left of it.
 
-        A session with stored responses stays, and is marked closed. One round trip.
+        A session with stored responses stays, and is marked closed. Where `last_turn` is given and is no longer the
+        last, another socket has gone on with the session, and nothing is changed. One round trip.
         """
-        return bool(await self._connection.run(scripts.CLOSE_SESSION, keys.of_session(sid), ()) == b"deleted")
+        answer = await self._connection.run(scripts.CLOSE_SESSION, keys.of_session(sid), (last_turn,))
+        return bool(answer == b"deleted")
 
     async def touch(self, sids: Iterable[str]) -> None:
         """A sign of life of these sessions: everything of them, and the index of their last response, lives on."""

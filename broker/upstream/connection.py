@@ -37,6 +37,9 @@ class Listener(Protocol):
     def gate(self) -> Sink | Gate:
         """Where plain output of this turn may pass without a look at it, or what may happen instead."""
 
+    def passed(self) -> None:
+        """Output has passed."""
+
     def note_item(self, raw: bytes) -> None:
         """An item that has passed (raises `wire.Garbage`)."""
 
@@ -60,6 +63,10 @@ class Refused(Exception):
 
 class LinkClosed(Exception):
     """The socket was already gone; nothing was sent."""
+
+
+class LinkLost(Exception):
+    """The socket went while something was being sent: it may have arrived."""
 
 
 class _Upgrade(ClientResponse):
@@ -197,6 +204,8 @@ class Link:
         self._minted: OrderedDict[str, str | None] = OrderedDict()
         self._listeners: dict[str | None, Listener] = {}
         self._passing: Listener | None = None
+        self._named = False
+        self.ended: dict[str | None, str] = {}
         self._passage = passage
         if passage is not None:
             passage.opening = self
@@ -235,6 +244,7 @@ class Link:
 
     def attach(self, lane: str | None, listener: Listener) -> None:
         """Events of this lane go to `listener` from now on."""
+        self._named = self._named or lane is not None
         self._listeners[lane] = listener
 
     def listener(self, lane: str | None) -> Listener | None:
@@ -248,15 +258,21 @@ class Link:
             self.proceed()
 
     async def send(self, frame: bytes) -> None:
-        """Send one frame up. Raises `LinkClosed` if it was not sent."""
-        if self._socket.closed or self._reader.done():
+        """Send one frame up. Raises `LinkClosed` if it was not sent, `LinkLost` if that is unknown."""
+        gone = self._passage is not None and self._passage.closing
+        if gone or self._socket.closed or self._reader.done():
             raise LinkClosed
         try:
             async with asyncio.timeout(SEND_TIMEOUT):
                 await self._socket.send_frame(frame, WSMsgType.TEXT)
         except (aiohttp.ClientError, OSError, TimeoutError, RuntimeError):
             self.retired = True
-            raise LinkClosed from None
+            raise LinkLost from None
+
+    def keep_alive(self) -> None:
+        """The client is behind, so nothing is read here; the vendor is not to blame for its silence."""
+        if self._passage is not None and not self._passage.closing:
+            self._passage.keep_alive()
 
     async def close(self) -> None:
         """Close the socket and wait for its reader, bounded."""
@@ -267,11 +283,19 @@ class Link:
     # --- what comes back ---
 
     def gate(self) -> Sink | Gate:
-        """Whether plain output may pass: only while one turn alone is on this link, and says so."""
-        if len(self._listeners) != 1:
+        """Whether plain output may pass: only while one turn alone is on this link, and says so.
+
+        Where lanes have names, every frame must be asked for its own: one that was abandoned may still speak.
+        """
+        if self._named or len(self._listeners) != 1:
             return Gate.ALL
         (self._passing,) = self._listeners.values()
         return self._passing.gate()
+
+    def passed(self) -> None:
+        """Output of the passing turn has gone to its client."""
+        if self._passing is not None:
+            self._passing.passed()
 
     def proceed(self) -> None:
         """The turn on this link has dealt with what it was given."""
@@ -304,6 +328,9 @@ class Link:
         finally:
             self.retired = True
             self._dialer.open_links -= 1
+            if len(self._listeners) > 1 and failure.kind is FailureKind.REQUEST_FAULT:
+                # one of them sent what ended the socket for all, and nobody can say which
+                failure = Failure(FailureKind.TRANSPORT_LOST, code=failure.code, orderly=True)
             for listener in list(self._listeners.values()):
                 listener.lost(failure)
             self._listeners.clear()
@@ -316,6 +343,9 @@ class Link:
         kind = wire.event_kind(raw)
         lane = wire.event_lane(raw)
         owner = self._listeners.get(lane)
+        if owner is None and lane is None and kind is wire.EventKind.FAILURE and len(self._listeners) == 1:
+            # an error that the vendor could not attribute (protocol.md 3.8), and only one turn it can mean
+            (owner,) = self._listeners.values()
         if kind is wire.EventKind.FAILURE and b"websocket_connection_limit_reached" in raw:
             # it ends the socket for all; one that carries a number or a lane ends that very response as well
             named = owner if lane is not None or b'"sequence_number"' in raw else None

@@ -108,6 +108,9 @@ class Opening(Protocol):
     def gate(self) -> Sink | Gate:
         """Where plain output may go at this moment, or what else may happen."""
 
+    def passed(self) -> None:
+        """Output has passed."""
+
     def note_item(self, raw: bytes) -> bool:
         """An item is done; False if it cannot be read, so that the ordinary path may deal with it."""
 
@@ -125,6 +128,15 @@ class Passage(asyncio.Protocol):
         self._full = False
         self._alive_at = 0.0
         self._drainer: asyncio.Task[None] | None = None
+
+    @property
+    def closing(self) -> bool:
+        """Whether the transport is on its way out: nothing can be sent any more."""
+        return self._transport.is_closing()
+
+    def keep_alive(self) -> None:
+        """Nobody reads while the client is behind; aiohttp's heartbeat shall not take that for the peer's death."""
+        self._inner.data_received(b"")
 
     # --- what the transport brings ---
 
@@ -174,6 +186,8 @@ class Passage(asyncio.Protocol):
             return False
         self._tail = data[end:]
         self._write(sink, data if end == len(data) else data[:end])
+        if opening is not None:
+            opening.passed()
         return True
 
     def _incomplete(self) -> bool:

@@ -64,10 +64,28 @@ def test_covers_every_kind() -> None:
 def test_revokes_only_a_confirmed_refusal_that_names_the_key(
     confirmed: bool, names_key: bool, state: HealthState
 ) -> None:
-    report = blamed(failure(K.AUTH_REJECTED, names_key=names_key), confirmed=confirmed)
+    report = blamed(failure(K.AUTH_REJECTED, names_key=names_key, code="invalid_api_key"), confirmed=confirmed)
     assert report is not None
     lasting = spans.REVOKED_FOR if state is S.REVOKED else spans.SUSPECT_FOR
     assert (report.subject, report.state, report.lasting) == ("credential:k", state, lasting)
+
+
+def test_looks_soon_again_at_a_key_that_was_refused_at_the_door_without_a_word_about_it() -> None:
+    report = blamed(failure(K.AUTH_REJECTED, names_key=True, independent=True), confirmed=True)
+    assert report is not None
+    assert (report.state, report.lasting) == (S.REVOKED, spans.REFUSED_FOR)
+
+
+def test_an_endpoint_that_refuses_the_upgrade_is_spared_and_no_key_is_blamed() -> None:
+    report = blamed(failure(K.UNSUPPORTED, independent=True), confirmed=True)
+    assert report is not None
+    assert (report.subject.split(":")[0], report.state, report.lasting) == ("endpoint", S.COOLING, spans.OVERLOADED_FOR)
+
+
+def test_a_reset_in_the_past_is_no_reset() -> None:
+    report = blamed(failure(K.QUOTA_EXHAUSTED, until=1.0))
+    assert report is not None
+    assert (report.until, report.lasting) == (None, spans.EXHAUSTED_FOR)
 
 
 def test_excludes_a_model_only_when_confirmed() -> None:

@@ -43,9 +43,15 @@ def test_an_increment_goes_only_where_its_parent_is(
     seen = parent(A, store=store, kept=kept)
     name = A.name if here else B.name
     found = plan(seen, credential=name, socket_holds_parent=holds, incremental_disabled=disabled, forced=forced)
-    must_replay = kept and (disabled or forced)
+    must_replay = kept and (forced or (disabled and not holds))
     can_increment = holds or (store and here)
     assert found is (Mode.INCREMENTAL if can_increment and not must_replay else Mode.REPLAY)
+
+
+def test_a_stored_parent_is_rebuilt_when_its_vendor_uses_ids_again() -> None:
+    stored = parent(A, store=True)
+    found = plan(stored, credential=A.name, socket_holds_parent=False, incremental_disabled=False, reuses_ids=True)
+    assert found is Mode.REPLAY
 
 
 @pytest.mark.parametrize(

@@ -93,4 +93,4 @@ def test_names_each_session_once() -> None:
     other.sid = "other"
     memory = remembering(("one", None), ("two", None))
     memory.note("three", meta("three"), other, None)
-    assert memory.sessions() == [OURS, other]
+    assert [found for found, _ in memory.sessions()] == [OURS, other]

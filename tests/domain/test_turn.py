@@ -207,8 +207,13 @@ def test_a_turn_is_rebuilt_where_its_parent_is_not() -> None:
 
 def test_a_turn_is_rebuilt_when_increments_are_disabled() -> None:
     one = turn(of=session(pinned=pin(A), incremental_disabled=True), previous="resp_0")
-    talk = continued(one, parent()) >> Opened(True) << Rebuild >> Rebuilt(b"whole")
+    talk = continued(one, parent()) >> Opened(False) << Rebuild >> Rebuilt(b"whole")
     assert talk << send(b"whole", Mode.REPLAY, "pin_reset")
+
+
+def test_a_turn_is_not_rebuilt_for_a_socket_that_holds_its_parent_although_increments_are_disabled() -> None:
+    one = turn(of=session(pinned=pin(A), incremental_disabled=True), previous="resp_0")
+    assert continued(one, parent()) >> Opened(True) << Send
 
 
 def test_a_turn_adopts_the_session_its_parent_belongs_to() -> None:
@@ -743,7 +748,7 @@ def test_an_unknown_root_never_leaves_the_boundary_it_was_tried_in() -> None:
 
 def test_a_turn_that_may_stand_in_a_conversation_already_is_not_sent_again() -> None:
     talk = sent(turn(binding="a conversation")) >> Failed(LOST) << Abandon() << Blame
-    assert talk << Tell(errors.unserved(LOST)) << End(Outcome.UNSERVED)
+    assert talk << Tell(errors.outcome_unknown()) << End(Outcome.UNSERVED)
 
 
 @pytest.mark.parametrize("found", [QUOTA, RATE], ids=lambda found: found.kind.value)
@@ -789,7 +794,7 @@ def test_a_refusal_that_proves_that_nothing_ran_costs_no_placement(found: Failur
 
 def test_a_turn_is_not_moved_after_its_deadline() -> None:
     talk = sent(turn(policy=Policy(placing=10.0))).at(10.0) >> Failed(BUSY) << Abandon() << Blame << Place
-    talk = (talk >> placed(B) << FailOver << Open(B) >> Opened(False) << Send).at(10.1)
+    talk = (talk >> placed(B) << FailOver << Open(B) >> Opened(False) << Send).at(20.1)
     assert talk >> Failed(BUSY) << Abandon() << Blame << Tell(errors.unserved(BUSY)) << End(Outcome.UNSERVED)
 
 
@@ -799,7 +804,9 @@ def test_the_deadline_counts_from_when_the_lane_was_free() -> None:
 
 
 def test_an_empty_credential_after_the_deadline_is_told_as_a_limit() -> None:
-    talk = sent(turn()).at(31.0) >> Failed(QUOTA) << Abandon() << Blame
+    talk = sent(turn()).at(31.0) >> Failed(QUOTA) << Abandon() << Blame << Place
+    talk = (talk >> placed(B) << FailOver << Open(B) >> Opened(False) << Send).at(61.1) >> Failed(QUOTA)
+    talk = talk << Abandon() << Blame
     assert talk << Tell(errors.unserved(failure(K.RATE_LIMITED))) << End(Outcome.EXHAUSTED)
 
 

@@ -186,7 +186,7 @@ def test_refuses_what_is_no_json_object(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("type", b"7"), ("stream_id", b"1"), ("model", b"[]"), ("store", b'"no"'), ("generate", b"0")]
+    ("field", "value"), [("type", b"7"), ("stream_id", b"1"), ("model", b"[]"), ("store", b'"no"')]
 )
 def test_names_the_field_whose_type_is_wrong(field: str, value: bytes) -> None:
     with pytest.raises(BadFrame) as refused:

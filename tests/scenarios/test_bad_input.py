@@ -90,7 +90,6 @@ BAD_FRAMES: dict[str, str] = {
     "previous_response_id a number": create(previous_response_id=7),
     "previous_response_id a list": create(previous_response_id=["resp_0"]),
     "store a string": create(store="no"),
-    "generate a string": create(generate="no"),
     "input of a wrong type": create(input=7),
     "input of wrong items": create(input=[1, 2, 3]),
     "input an object": create(input={"role": "user"}),

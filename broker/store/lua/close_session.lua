@@ -1,10 +1,13 @@
 -- close_session: a client closed, in good order, a session that nobody can name any more.
 --
 -- KEYS[1] session hash   KEYS[2] turns hash   KEYS[3] ids hash
--- ARGV (none)
+-- ARGV[1] the turn that must still be its last ('': whichever it is)
 --
--- Answers 'deleted' where no turn of it was store=true, 'closed' where one was: its stored responses stay reachable.
+-- Answers 'alive' where another socket has gone on with it: nothing was changed. 'deleted' where no turn of it was store=true, 'closed' where one was: its stored responses stay reachable.
 
+if ARGV[1] ~= '' and redis.call('HGET', KEYS[1], 'last_turn') ~= ARGV[1] then
+  return 'alive'
+end
 if redis.call('HGET', KEYS[1], 'stored') == '1' then
   redis.call('HSET', KEYS[1], 'closed', '1')
   return 'closed'

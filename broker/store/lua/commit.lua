@@ -30,7 +30,10 @@ end
 
 local function store_ids()
   if ARGV[9] ~= '' then
-    redis.call('HSET', KEYS[3], 'r:' .. ARGV[9], ARGV[4])
+    if redis.call('HSET', KEYS[3], 'r:' .. ARGV[9], ARGV[4]) == 0 then
+      -- this vendor uses a response id again, so what it has stored under one is not what the session means by it
+      redis.call('HSET', KEYS[1], 'reuses_ids', '1')
+    end
   end
   for i = FIRST_CHUNK + tonumber(ARGV[17]), #ARGV do
     redis.call('HSET', KEYS[3], 'e:' .. ARGV[i], ARGV[12])
