@@ -260,6 +260,27 @@ async def test_a_clean_close_keeps_a_session_with_a_stored_response(store: Sessi
     assert session is not None and not session.closed
 
 
+async def test_a_clean_close_leaves_a_session_alone_that_another_socket_has_gone_on_with(store: SessionStore) -> None:
+    await commit_all(store, turn("t1"), turn("t2", "t1"))
+    assert not await store.close_cleanly(SID, "t1")
+    session = await store.load(SID)
+    assert session is not None and not session.closed
+    assert await ids_of(store, "t2") == ["t1", "t2"]
+    assert await store.close_cleanly(SID, "t2")
+    assert await store.load(SID) is None
+
+
+async def test_a_session_remembers_that_its_vendor_uses_ids_again(store: SessionStore) -> None:
+    first = turn("t1", store=True)
+    await store.commit(first)
+    session = await store.load(SID)
+    assert session is not None and not session.reuses_ids
+    again = turn("t2", "t1", store=True)
+    await store.commit(replace(again, meta=replace(again.meta, response_id=first.meta.response_id)))
+    session = await store.load(SID)
+    assert session is not None and session.reuses_ids
+
+
 async def test_a_deleted_session_is_gone(store: SessionStore, connection: Connection) -> None:
     await store.commit(turn("t1", store=True, minted=("d",)))
     await store.delete(SID)
