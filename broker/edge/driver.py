@@ -243,10 +243,9 @@ class TurnDriver:
         link = self.link
         if link is None or kind not in _ENDINGS or wire.event_type(raw) == "error":
             return False
-        response_id = wire.response_of(raw)[0]
+        response_id, ended = wire.response_of(raw)[0], link.ended.get(self.request.lane)
         if self.response_id:
-            return bool(response_id) and response_id != self.response_id
-        ended = link.ended.get(self.request.lane)
+            return response_id != self.response_id and response_id == ended
         if ended == "":
             # that one ended by an error that named no response; the echo that may follow is this
             del link.ended[self.request.lane]

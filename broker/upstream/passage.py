@@ -27,7 +27,10 @@ LARGE = 64 * 1024
 WAITING = 256 * 1024
 """Bytes that may wait behind a message that is being dealt with before the upstream is not read any more."""
 
-KEPT_ALIVE = 5.0
+WHILE_BEHIND = 0.1
+"""Seconds between two signs of life of an upstream that is not read because its client is behind."""
+
+TELL_ALIVE_EVERY = 5.0
 """Seconds of passing after which aiohttp's own heartbeat is told that the peer lives."""
 
 _FIN_TEXT = 0x81
@@ -251,7 +254,7 @@ class Passage(asyncio.Protocol):
 
     def _write(self, sink: Sink, data: bytes) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._alive_at > KEPT_ALIVE:
+        if now - self._alive_at > TELL_ALIVE_EVERY:
             self._alive_at = now
             self._inner.data_received(b"")
         if not sink.write(data) and self._drainer is None:
@@ -259,9 +262,13 @@ class Passage(asyncio.Protocol):
             self._drainer = asyncio.create_task(self._drain(sink), name="client-behind")
 
     async def _drain(self, sink: Sink) -> None:
+        drained = asyncio.create_task(sink.drained(), name="drained")
         try:
-            await sink.drained()
+            while not (await asyncio.wait({drained}, timeout=WHILE_BEHIND))[0]:
+                if not self.closing:
+                    self.keep_alive()
         finally:
+            drained.cancel()
             self._drainer = None
             if not self._full and not self._transport.is_closing():
                 self._transport.resume_reading()
