@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker.domain.failure import Failure, FailureKind
-from broker.domain.wire import error_event, event_type, with_status
+from broker.domain.wire import error_event, event_type, with_lane, with_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,4 +169,7 @@ def verbatim(failure: Failure, stream_id: str | None) -> bytes:
         status = failure.status if 400 <= failure.status < 500 else 400
         reply = bad_request(failure.code or "invalid_request", "The upstream refused the request.", status=status)
         return reply.event(stream_id)
-    return with_status(raw, failure.status) if event_type(raw) == "error" else raw
+    if event_type(raw) == "error":
+        raw = with_status(raw, failure.status)
+    # a vendor may leave the lane out where it could not attribute its error; here it could be
+    return raw if stream_id is None else with_lane(raw, stream_id)

@@ -18,7 +18,9 @@ def redis_server() -> Iterator[engines.Server]:
 
 
 @pytest.fixture
-async def build(redis_server: engines.Server) -> AsyncIterator[Callable[..., Awaitable[House]]]:
+async def build(
+    redis_server: engines.Server, request: pytest.FixtureRequest
+) -> AsyncIterator[Callable[..., Awaitable[House]]]:
     """Make houses; they are torn down behind the test."""
     redis_server.execute("FLUSHALL")
     houses: list[House] = []
@@ -26,6 +28,7 @@ async def build(redis_server: engines.Server) -> AsyncIterator[Callable[..., Awa
     async def make(boundaries: dict[str, str] | None = None, **options: Any) -> House:
         default = {"A": "org-a", "B": "org-a", "C": "org-a"}
         house = House(redis_server.url, boundaries or default, **options)
+        house.passage = not request.config.getoption("--ordinary")
         houses.append(house)
         return await house.start()
 

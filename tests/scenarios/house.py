@@ -57,6 +57,7 @@ class House:
     def __init__(self, url: str, boundaries: dict[str, str], **options: Any) -> None:
         self.url = url
         self.boundaries = boundaries
+        self.passage = True
         self.sim = Simulator(
             [SimCredential(name, f"sk-sim-{name}", boundary) for name, boundary in boundaries.items()], **options
         )
@@ -94,12 +95,13 @@ class House:
         **store: Any,
     ) -> Listeners:
         pool = list(credentials or self.credentials())
+        bounds = bounds or Bounds(hold=1.0, first_event=5.0, silence=5.0, leave=3.0)
         node = Node(
             name or f"node-{len(self.nodes) + 1}",
             tenants=TENANTS[:1] if alone else TENANTS,
             credentials=pool,
             store=StoreSettings(url or self.url, refresh=store.pop("refresh", 0.1), **store),
-            bounds=bounds or Bounds(hold=1.0, first_event=5.0, silence=5.0, leave=3.0),
+            bounds=bounds if self.passage else replace(bounds, passage=False),
             policy=policy,
             dial=DialSettings(connect=2.0, heartbeat=5.0),
         )
