@@ -137,7 +137,8 @@ class TurnDriver:
         return sink if self.turn.state is State.SHOWING else Gate.ONE
 
     def passed(self) -> None:
-        """Output has passed; a pong or half a frame is no sign that the upstream is at work."""
+        """Output has reached the client. A pong or half a frame is no sign that the upstream is at work; but while the
+        client was behind, nothing was read, and nothing could be heard."""
         if self.attempt is not None:
             self.attempt.heard = self._loop.time()
 
@@ -225,6 +226,7 @@ class TurnDriver:
         elif kind is EventKind.ITEM and self.attempt is not None:
             self.attempt.note_item(raw)
         await self.client.send(raw)
+        self.passed()
 
     def _due(self, event: e.Event) -> bool:
         # a timer or a lost link can come behind the event that made it pointless
@@ -430,6 +432,7 @@ class TurnDriver:
     async def _relay(self, command: c.Relay) -> None:
         self._released()
         await self.client.send_all(command.frames)
+        self.passed()
 
     async def _tell(self, command: c.Tell) -> None:
         self._released()

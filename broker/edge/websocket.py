@@ -94,12 +94,24 @@ class ClientSocket:
         """One event to the client; waits while the client is behind. To a client that has left, nothing is sent."""
         if self._ws.closed:
             return
-        self.sending_since = time.monotonic()
+        first = self.begin_sending()
         try:
             await self._ws.send_frame(raw, WSMsgType.TEXT)
         except (ClientConnectionError, ConnectionError, RuntimeError):
             pass
         finally:
+            self.end_sending(first)
+
+    def begin_sending(self) -> bool:
+        """Something waits for the client; True if nothing did before: the oldest wait is the one that counts."""
+        if self.sending_since is not None:
+            return False
+        self.sending_since = time.monotonic()
+        return True
+
+    def end_sending(self, first: bool) -> None:
+        """What waited is gone; `first` is what `begin_sending` said."""
+        if first:
             self.sending_since = None
 
     async def send_all(self, frames: tuple[bytes, ...]) -> None:
@@ -306,6 +318,7 @@ class RawWriter:
         self._socket = socket
         self._transport = request.transport
         self._writer = request.writer
+        self._first = False
 
     def write(self, data: bytes) -> bool:
         """Write whole frames; False if the client is behind."""
@@ -315,7 +328,7 @@ class RawWriter:
         transport.write(data)
         if transport.get_write_buffer_size() <= BEHIND:
             return True
-        self._socket.sending_since = time.monotonic()
+        self._first = self._socket.begin_sending() or self._first
         return False
 
     async def drained(self) -> None:
@@ -325,7 +338,8 @@ class RawWriter:
         except (ClientConnectionError, ConnectionError):
             pass
         finally:
-            self._socket.sending_since = None
+            self._socket.end_sending(self._first)
+            self._first = False
 
 
 def _header(size: int) -> bytes:

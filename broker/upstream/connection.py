@@ -158,6 +158,7 @@ class Dialer:
                     heartbeat=self._settings.heartbeat,
                     compress=0,
                     decode_text=False,
+                    autoping=False,
                 )
         except _NotUpgraded as refusal:
             now = self._clock()
@@ -315,11 +316,16 @@ class Link:
         failure = Failure(FailureKind.TRANSPORT_LOST, code="closed_by_us", orderly=True)
         try:
             async for message in self._socket:
-                if message.type is not WSMsgType.TEXT:
+                if message.type is WSMsgType.TEXT:
+                    await self.dispatch(message.data)
+                    if self._passage is not None:
+                        self._passage.taken()
+                elif message.type is WSMsgType.PING:
+                    # one that can no longer be answered must not cost what came behind it
+                    with contextlib.suppress(aiohttp.ClientError, OSError):
+                        await self._socket.pong(message.data)
+                elif message.type is not WSMsgType.PONG:
                     raise wire.Garbage("a binary frame")
-                await self.dispatch(message.data)
-                if self._passage is not None:
-                    self._passage.taken()
             failure = classify_close(self._socket.close_code)
         except wire.Garbage:
             failure = Failure(FailureKind.TRANSPORT_LOST, code="garbage")

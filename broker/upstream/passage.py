@@ -127,6 +127,7 @@ class Passage(asyncio.Protocol):
         self._inner = inner
         self._tail = b""
         self._left = 0
+        self._fragments = False
         self._under_way = 0
         self._full = False
         self._alive_at = 0.0
@@ -166,8 +167,8 @@ class Passage(asyncio.Protocol):
     def _gate(self) -> Sink | Gate:
         if self.opening is None:
             return Gate.ALL
-        if self._left:
-            # the rest of a frame goes where its beginning went, and at once: it is what is being waited for
+        if self._left or self._fragments:
+            # the rest of a message goes where its beginning went, and at once: it is what is being waited for
             return Gate.ONE
         gate = self.opening.gate()
         return Gate.WAIT if self._under_way and gate is not Gate.ALL else gate
@@ -212,6 +213,8 @@ class Passage(asyncio.Protocol):
             if size is None:
                 break
             ends_message = data[position] & 0x80 and data[position] & 0x0F < 8
+            if data[position] & 0x0F < 8:
+                self._fragments = not ends_message
             position += size
             if position > len(data):
                 self._left, position = position - len(data), len(data)
@@ -270,10 +273,13 @@ class Passage(asyncio.Protocol):
         finally:
             drained.cancel()
             self._drainer = None
+            if self.opening is not None:
+                self.opening.passed()  # while nothing was read, nothing could be heard
             if not self._full and not self._transport.is_closing():
                 self._transport.resume_reading()
 
     def _flush(self) -> None:
+        """Nothing comes any more: what waits goes the ordinary way."""
         while self._tail and self._hand_over(everything=True):
             pass
 
