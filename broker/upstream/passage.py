@@ -167,11 +167,14 @@ class Passage(asyncio.Protocol):
     def _gate(self) -> Sink | Gate:
         if self.opening is None:
             return Gate.ALL
-        if self._left or self._fragments:
-            # the rest of a message goes where its beginning went, and at once: it is what is being waited for
+        if self._left:
+            # the rest of a frame goes where its beginning went, and at once: it is what is being waited for
             return Gate.ONE
         gate = self.opening.gate()
-        return Gate.WAIT if self._under_way and gate is not Gate.ALL else gate
+        if self._under_way and gate is not Gate.ALL:
+            return Gate.WAIT
+        # nothing passes in the midst of a message that comes in fragments
+        return Gate.ONE if self._fragments and not isinstance(gate, Gate) else gate
 
     def _mind_fullness(self) -> None:
         full = len(self._tail) > WAITING
