@@ -436,12 +436,10 @@ class TurnDriver:
 
     async def _tell(self, command: c.Tell) -> None:
         self._released()
-        for frame in command.held:
-            await self.client.send(frame)
-        if command.verbatim is not None:
-            await self.client.send(command.verbatim)
-        elif command.reply is not None:
-            await self.client.send(command.reply.event(self.request.lane))
+        last = command.verbatim
+        if last is None and command.reply is not None:
+            last = command.reply.event(self.request.lane)
+        await self.client.send_all((*command.held, last) if last is not None else command.held)
 
     async def _blame(self, command: c.Blame) -> None:
         if not command.again:

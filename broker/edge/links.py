@@ -34,11 +34,6 @@ class Links:
         self._dials: dict[str, asyncio.Task[Link]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    @property
-    def current(self) -> Link | None:
-        """The link on which turns start."""
-        return self._current
-
     async def open(self, credential: Credential) -> Link:
         """A usable link of `credential`, the one there is if it will do. Raises `Refused`."""
         link = self._current
