@@ -12,7 +12,7 @@ COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo soak bench test lint types fmt requirements clean
+.PHONY: help demo soak bench bench-check test lint types fmt requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -28,6 +28,9 @@ test: $(DEV) ## all tests; what was skipped is said at the end
 
 bench: $(RUNTIME) ## what relaying costs, beside HAProxy and a plain relay (ARGS="--quick"; see bench/README.md)
 	@$(BIN)/python -m bench.run $(ARGS)
+
+bench-check: $(RUNTIME) ## whether a frame or a turn takes more instructions than it did (ARGS="--write": a new baseline)
+	@$(BIN)/python -m bench.check $(ARGS)
 
 lint: $(DEV) ## style and import directions
 	@$(BIN)/ruff check .

@@ -1,8 +1,14 @@
-"""All metrics of the broker, in one place. Labels are bounded: names of credentials and kinds, never ids of clients."""
+"""All metrics of the broker, in one place. Labels are bounded: names of credentials and kinds, never ids of clients.
+
+What a turn counts, it counts in plain integers: a counter of the library costs as much as relaying a frame. The library
+hears of it when somebody scrapes, and once a second for the other processes that share a port.
+"""
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.gc_collector import GCCollector
@@ -12,17 +18,67 @@ from prometheus_client.process_collector import ProcessCollector
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
 
 
+class Count:
+    """A counter; `inc` takes the values of its labels, in their order."""
+
+    def __init__(self, registry: CollectorRegistry, name: str, text: str, labels: Sequence[str] = ()) -> None:
+        self._counter = Counter(name, text, labels, registry=registry)
+        self._new: dict[tuple[str, ...], int] = {}
+
+    def inc(self, *labels: str, by: int = 1) -> None:
+        """Count `by` more."""
+        self._new[labels] = self._new.get(labels, 0) + by
+
+    def flush(self) -> None:
+        """Tell the library."""
+        new, self._new = self._new, {}
+        for labels, by in new.items():
+            (self._counter.labels(*labels) if labels else self._counter).inc(by)
+
+
+class _Histogram(Histogram):
+    """A histogram that takes many observations at once."""
+
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """As many observations as `counts` says for each bucket, the last being all beyond, and their sum."""
+        self._sum.inc(total)
+        for bucket, count in zip(self._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)
+
+
+class Spread:
+    """A histogram without labels; `bounds` are the upper ends of its buckets."""
+
+    def __init__(self, registry: CollectorRegistry, name: str, text: str, bounds: Sequence[float]) -> None:
+        self._histogram = _Histogram(name, text, buckets=bounds, registry=registry)
+        self._bounds = [float(bound) for bound in bounds]
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    def flush(self) -> None:
+        """Tell the library."""
+        if any(self._counts):
+            self._histogram.add(self._counts, self._total)
+            self._counts, self._total = [0] * len(self._counts), 0.0
+
+
 class Metrics:
     """The metrics of one process, in a registry of their own (several nodes can live in one process)."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.turns = Counter("broker_turns", "Turns by how they ended.", ["outcome"], registry=self.registry)
-        self.turn_seconds = Histogram(
+        self.turns = Count(self.registry, "broker_turns", "Turns by how they ended.", ["outcome"])
+        self.turn_seconds = Spread(
+            self.registry,
             "broker_turn_duration_seconds",
             "Seconds from a create frame to the end of its turn.",
-            buckets=(*_SECONDS, 60, 300, 1800),
-            registry=self.registry,
+            (*_SECONDS, 60, 300, 1800),
         )
         self.sessions = Gauge(
             "broker_sessions",
@@ -37,70 +93,57 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
-        self.links_ordinary = Gauge(
-            "broker_links_ordinary",
-            "Upstream sockets opened without the fast passage; 0 unless aiohttp is not as expected.",
+        self.untapped = Gauge(
+            "broker_sockets_untapped",
+            "Sockets ever opened that go frame by frame through aiohttp; 0 unless aiohttp is not as expected.",
+            ["direction"],
             registry=self.registry,
             multiprocess_mode="livesum",
         )
-        self.pin_resets = Counter(
-            "broker_pin_resets", "Pins moved to another credential, by reason.", ["reason"], registry=self.registry
+        self.pin_resets = Count(
+            self.registry, "broker_pin_resets", "Pins moved to another credential, by reason.", ["reason"]
         )
-        self.pin_races = Counter(
-            "broker_pin_races", "Pin changes that came late and changed nothing.", registry=self.registry
-        )
-        self.failovers = Counter(
+        self.pin_races = Count(self.registry, "broker_pin_races", "Pin changes that came late and changed nothing.")
+        self.failovers = Count(
+            self.registry,
             "broker_failovers",
             "Turns moved to another credential, by reason and by how far they had come.",
             ["reason", "phase"],
-            registry=self.registry,
         )
-        self.replays = Counter(
-            "broker_replays", "Turns sent with the rebuilt conversation, by cause.", ["cause"], registry=self.registry
+        self.replays = Count(
+            self.registry, "broker_replays", "Turns sent with the rebuilt conversation, by cause.", ["cause"]
         )
-        self.replay_bytes = Histogram(
-            "broker_replay_bytes",
-            "Bytes of a rebuilt frame.",
-            buckets=(1e3, 1e4, 1e5, 1e6, 4e6, 16e6),
-            registry=self.registry,
+        self.replay_bytes = Spread(
+            self.registry, "broker_replay_bytes", "Bytes of a rebuilt frame.", (1e3, 1e4, 1e5, 1e6, 4e6, 16e6)
         )
-        self.sends = Counter(
-            "broker_dispatches",
-            "Frames sent upstream, by credential and mode.",
-            ["credential", "mode"],
-            registry=self.registry,
+        self.sends = Count(
+            self.registry, "broker_dispatches", "Frames sent upstream, by credential and mode.", ["credential", "mode"]
         )
-        self.repeats = Counter(
+        self.repeats = Count(
+            self.registry,
             "broker_ambiguous_replays",
             "Turns sent again although the first sending may have run (and may be billed).",
-            registry=self.registry,
         )
-        self.failures = Counter(
-            "broker_upstream_failures",
-            "Failures by credential and kind.",
-            ["credential", "kind"],
-            registry=self.registry,
+        self.failures = Count(
+            self.registry, "broker_upstream_failures", "Failures by credential and kind.", ["credential", "kind"]
         )
-        self.boundary_drops = Counter(
+        self.boundary_drops = Count(
+            self.registry,
             "broker_boundary_dropped_items",
             "Reasoning items left out because another boundary had encrypted them.",
-            registry=self.registry,
         )
-        self.commits = Counter("broker_commits", "Turns written, by result.", ["result"], registry=self.registry)
-        self.commit_seconds = Histogram(
-            "broker_commit_duration_seconds", "Seconds to write a turn.", buckets=_SECONDS, registry=self.registry
+        self.commits = Count(self.registry, "broker_commits", "Turns written, by result.", ["result"])
+        self.commit_seconds = Spread(
+            self.registry, "broker_commit_duration_seconds", "Seconds to write a turn.", _SECONDS
         )
-        self.hold_seconds = Histogram(
-            "broker_hold_seconds",
-            "Seconds from the first held announcement to its release.",
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.hold_seconds = Spread(
+            self.registry, "broker_hold_seconds", "Seconds from the first held announcement to its release.", _SECONDS
         )
-        self.round_trips = Counter(
-            "broker_store_round_trips", "Round trips to Redis, by what for.", ["operation"], registry=self.registry
+        self.round_trips = Count(
+            self.registry, "broker_store_round_trips", "Round trips to Redis, by what for.", ["operation"]
         )
-        self.store_errors = Counter(
-            "broker_store_errors", "Calls to Redis that failed, by reason.", ["reason"], registry=self.registry
+        self.store_errors = Count(
+            self.registry, "broker_store_errors", "Calls to Redis that failed, by reason.", ["reason"]
         )
         self.journal = Gauge(
             "broker_journal_turns",
@@ -115,22 +158,25 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livemax",
         )
-        self.health_reports = Counter(
-            "broker_health_reports", "Reports to the shared health, by state.", ["state"], registry=self.registry
+        self.health_reports = Count(
+            self.registry, "broker_health_reports", "Reports to the shared health, by state.", ["state"]
         )
-        self.handshakes = Counter(
-            "broker_handshakes", "Client handshakes by result.", ["result"], registry=self.registry
-        )
-        self.closes = Counter(
-            "broker_socket_closes", "Client sockets closed, by code.", ["code"], registry=self.registry
-        )
+        self.handshakes = Count(self.registry, "broker_handshakes", "Client handshakes by result.", ["result"])
+        self.closes = Count(self.registry, "broker_socket_closes", "Client sockets closed, by code.", ["code"])
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             ProcessCollector(registry=self.registry)
             PlatformCollector(registry=self.registry)
             GCCollector(registry=self.registry)
 
+    def flush(self) -> None:
+        """Tell the library what was counted since."""
+        for metric in vars(self).values():
+            if isinstance(metric, Count | Spread):
+                metric.flush()
+
     def render(self) -> bytes:
         """The exposition text: of this process, or of all processes that share a port."""
+        self.flush()
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

@@ -5,8 +5,9 @@ Every command that asks for something is answered by one event; its docstring sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from broker.domain.continuation import Mode, Parent
 from broker.domain.credential import Credential
@@ -29,37 +30,32 @@ class Outcome(Enum):
     CLIENT_LEFT = "client_left"
 
 
-@dataclass(frozen=True, slots=True)
-class Resolve:
+class Resolve(msgspec.Struct, frozen=True):
     """Find out about a response. Answer: Resolved, ParentGone or StoreLost."""
 
     response_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Select a credential. Answer: Placed or NonePlaced."""
 
     wish: Wish
 
 
-@dataclass(frozen=True, slots=True)
-class MovePin:
+class MovePin(msgspec.Struct, frozen=True):
     """Compare-and-set the session's pin. Answer: PinMoved, PinStale or PinUnwritten."""
 
     expected: Pin
     to: Pin
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(msgspec.Struct, frozen=True):
     """See to a socket of this credential. Answer: Opened or Failed."""
 
     credential: Credential
 
 
-@dataclass(frozen=True, slots=True)
-class Rebuild:
+class Rebuild(msgspec.Struct, frozen=True):
     """Make one frame of the whole conversation for this credential, dropping all reasoning if `strip`.
 
     Answer: Rebuilt, ChainLost, ChainBound or StoreLost."""
@@ -69,8 +65,7 @@ class Rebuild:
     strip: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Send a frame up; `cause` says why a replay is one. Answer: what comes back, or Failed."""
 
     frame: bytes
@@ -78,27 +73,23 @@ class Send:
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """Feed HoldElapsed when announcements have been held back long enough."""
 
 
-@dataclass(frozen=True, slots=True)
-class Relay:
+class Relay(msgspec.Struct, frozen=True):
     """Hand these events to the client, in this order."""
 
     frames: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True):
     """Write the turn into the transcript. Answer: Committed."""
 
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Blame:
+class Blame(msgspec.Struct, frozen=True):
     """Report a failure to health; `confirmed` if nothing speaks for the request being at fault.
 
     `again`: the same failure was reported before, without being confirmed.
@@ -110,28 +101,24 @@ class Blame:
     again: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Absolve:
+class Absolve(msgspec.Struct, frozen=True):
     """The credential has served: whatever was held against it before is disproved."""
 
     credential: Credential
 
 
-@dataclass(frozen=True, slots=True)
-class Abandon:
+class Abandon(msgspec.Struct, frozen=True):
     """The attempt is over: forget its output, and that its socket holds the parent."""
 
 
-@dataclass(frozen=True, slots=True)
-class FailOver:
+class FailOver(msgspec.Struct, frozen=True):
     """Count a move to another credential, its cause and how far the turn had come."""
 
     failure: Failure
     phase: Phase
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(msgspec.Struct, frozen=True):
     """Tell the client that the turn is over: by an error of ours, after what was held, or the vendor's own words."""
 
     reply: ErrorReply | None
@@ -139,8 +126,7 @@ class Tell:
     held: tuple[bytes, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(msgspec.Struct, frozen=True):
     """The turn is over."""
 
     outcome: Outcome

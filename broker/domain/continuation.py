@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from broker.domain.transcript import TurnMeta
 
@@ -22,8 +23,7 @@ class Reach(Enum):
     BOUNDARY = "boundary"
 
 
-@dataclass(frozen=True, slots=True)
-class Parent:
+class Parent(msgspec.Struct, frozen=True):
     """The response a turn continues, as this node knows it.
 
     `meta` None means nobody here has ever seen it: an unknown root, which only its owner can resolve. `live` says

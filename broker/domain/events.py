@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from broker.domain.continuation import Parent
 from broker.domain.credential import Credential
@@ -10,13 +10,11 @@ from broker.domain.failure import Failure
 from broker.domain.session import Pin, Session
 
 
-@dataclass(frozen=True, slots=True)
-class Began:
+class Began(msgspec.Struct, frozen=True):
     """The turn's lane is free."""
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(msgspec.Struct, frozen=True):
     """The upstream itself began this turn: the successor of a response that the client has steered."""
 
     credential: Credential
@@ -24,34 +22,29 @@ class Succeeded:
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(msgspec.Struct, frozen=True):
     """What is known of the response that the turn continues, and the session it belongs to."""
 
     parent: Parent
     session: Session
 
 
-@dataclass(frozen=True, slots=True)
-class ParentGone:
+class ParentGone(msgspec.Struct, frozen=True):
     """The client itself gave up the response it names: by a clean close, or by a turn that failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoreLost:
+class StoreLost(msgspec.Struct, frozen=True):
     """The store did not answer, and only it knows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True):
     """Selection took a credential; `nonce` is 128 bits of chance for a pin that may be needed."""
 
     credential: Credential
     nonce: str
 
 
-@dataclass(frozen=True, slots=True)
-class NonePlaced:
+class NonePlaced(msgspec.Struct, frozen=True):
     """Selection found nobody. `reasons` say why each was passed over; `resets_at` is a time a vendor named.
 
     Both times are the store's clock, in seconds.
@@ -62,95 +55,81 @@ class NonePlaced:
     at: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class PinMoved:
+class PinMoved(msgspec.Struct, frozen=True):
     """The store holds the new pin."""
 
     pin: Pin
 
 
-@dataclass(frozen=True, slots=True)
-class PinStale:
+class PinStale(msgspec.Struct, frozen=True):
     """Somebody else moved the pin first; this is the winner's."""
 
     pin: Pin
     incremental_disabled: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PinUnwritten:
+class PinUnwritten(msgspec.Struct, frozen=True):
     """The store is away; the turn goes on, the pin is settled by its commit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """A socket of the placed credential is there; `holds_parent` if the parent was minted on it."""
 
     holds_parent: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Rebuilt:
+class Rebuilt(msgspec.Struct, frozen=True):
     """The conversation as one frame."""
 
     frame: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ChainLost:
+class ChainLost(msgspec.Struct, frozen=True):
     """The transcript does not reach down to the beginning."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChainBound:
+class ChainBound(msgspec.Struct, frozen=True):
     """Something in the conversation cannot leave its boundary; which one, if that is known."""
 
     boundary: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Announced:
+class Announced(msgspec.Struct, frozen=True):
     """An event that shows no output yet."""
 
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class OutputBegan:
+class OutputBegan(msgspec.Struct, frozen=True):
     """The first event that shows output."""
 
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class HoldElapsed:
+class HoldElapsed(msgspec.Struct, frozen=True):
     """Announcements were held back as long as they may be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(msgspec.Struct, frozen=True):
     """The terminal event of a response that ended well."""
 
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """Something went wrong on the way."""
 
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True):
     """The turn is in the transcript, or in the journal on its way there; `pin` as the store has it, if it said so."""
 
     pin: Pin | None
     incremental_disabled: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ClientLeft:
+class ClientLeft(msgspec.Struct, frozen=True):
     """The client's socket is gone."""
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import msgspec
+
 from broker.domain.credential import Credential
 
 
@@ -92,8 +94,7 @@ def endpoint_subject(credential: Credential) -> str:
     return f"endpoint:{credential.base_url}"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """How a credential stands for one model right now.
 
     `rank` 0 is trusted, 1 doubted (SUSPECT, or a block that has run out and is not yet disproved), 2 spared (its

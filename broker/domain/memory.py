@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+import msgspec
+
 from broker.domain.continuation import Parent
 from broker.domain.session import Session
 from broker.domain.transcript import TurnMeta
@@ -16,8 +18,7 @@ from broker.domain.transcript import TurnMeta
 REMEMBERED = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
+class Remembered(msgspec.Struct, frozen=True):
     """A response that was committed on this socket."""
 
     meta: TurnMeta

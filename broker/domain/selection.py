@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+
+import msgspec
 
 from broker.domain.credential import Credential
 from broker.domain.health import HealthSnapshot, Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(msgspec.Struct, frozen=True):
     """What a turn asks of a credential.
 
     `preferred` is the pin: a preference that never outranks health. `boundary`, where given, is the only one that
@@ -26,8 +26,7 @@ class Wish:
     avoided: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """One credential as selection saw it, and why it was passed over (empty: it was not)."""
 
     credential: Credential
@@ -36,12 +35,11 @@ class Candidate:
     passed_over: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """The credential taken, if any, and every candidate in the order of preference."""
 
     credential: Credential | None
-    candidates: Sequence[Candidate] = field(default=())
+    candidates: Sequence[Candidate] = ()
 
 
 def select(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Pin:
+
+class Pin(msgspec.Struct, frozen=True):
     """The credential a session is bound to.
 
     `(epoch, nonce)` is compared for equality at every change: in a partition two sides can hand out the same epoch,

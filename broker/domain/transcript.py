@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
 from broker.domain.wire import items_bind
 
 
-@dataclass(frozen=True, slots=True)
-class TurnMeta:
+class TurnMeta(msgspec.Struct, frozen=True):
     """What is known of a committed turn without its items.
 
     `kept` is False where the items were not recorded (transcripts off, or the session is over its cap): such a turn
@@ -37,24 +35,26 @@ class TurnMeta:
     """False where the turn leans on a response the broker has never seen: its chain has no known root."""
 
 
-@dataclass(frozen=True, slots=True)
-class TurnItems:
+class TurnItems(msgspec.Struct, frozen=True):
     """The items of one turn: two JSON arrays, as bytes that were on the wire."""
 
     inputs: bytes = b"[]"
     outputs: bytes = b"[]"
 
+    @property
+    def size(self) -> int:
+        """Bytes of both."""
+        return len(self.inputs) + len(self.outputs)
 
-@dataclass(frozen=True, slots=True)
-class StoredTurn:
+
+class StoredTurn(msgspec.Struct, frozen=True):
     """A committed turn with its items."""
 
     meta: TurnMeta
     items: TurnItems
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True):
     """One turn on its way into the store, with all that changes along with it.
 
     `epoch` and `nonce` name the pin under which the turn ran: if it is still the session's pin,
@@ -103,8 +103,7 @@ def minted(outputs: Iterable[bytes]) -> tuple[str, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Rebuilt:
+class Rebuilt(msgspec.Struct, frozen=True):
     """The whole input of a turn: a JSON array, and how many reasoning items could not come along."""
 
     input: bytes

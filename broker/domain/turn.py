@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 from broker.domain import errors
 from broker.domain.commands import (
     Abandon,
@@ -84,8 +86,7 @@ class State(Enum):
     ENDED = "ended"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One `response.create`: the raw frame and the little that was read of it; `items` is its input as an array."""
 
     turn_id: str

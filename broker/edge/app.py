@@ -74,7 +74,7 @@ async def _responses(request: web.Request) -> web.StreamResponse:
     try:
         session = await node.sessions.claim(tenant.name, name) if name else node.sessions.mint(tenant.name)
     except StoreUnavailable as error:
-        node.metrics.store_errors.labels(error.reason).inc()
+        node.metrics.store_errors.inc(error.reason)
         return _refuse(node, "store_away", errors.store_away())
     ws = web.WebSocketResponse(
         heartbeat=node.bounds.heartbeat,
@@ -84,14 +84,22 @@ async def _responses(request: web.Request) -> web.StreamResponse:
         protocols=_offered(request),
     )
     ws.headers["x-session-id"] = session.name
+    tap = node.tap(request.transport, request.protocol)
     try:
         async with asyncio.timeout(node.bounds.handshake):
             await ws.prepare(request)
-    except (ConnectionError, TimeoutError):
-        node.metrics.handshakes.labels("lost").inc()
+    except BaseException as error:
+        if tap is not None:
+            tap.remove()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            raise
+        node.metrics.handshakes.inc("lost")
         return ws
-    socket = ClientSocket(node.wiring, ws, tenant, session, explicit=name is not None, request=request)
-    node.metrics.handshakes.labels("accepted").inc()
+    if request.transport is None:
+        node.metrics.handshakes.inc("lost")
+        return ws
+    socket = ClientSocket(node.wiring, ws, tenant, session, explicit=name is not None, request=request, tap=tap)
+    node.metrics.handshakes.inc("accepted")
     node.enter(socket)
     try:
         await socket.serve()
@@ -139,7 +147,7 @@ _NODE_BUSY = ErrorReply(
 
 
 def _refuse(node: Node, result: str, reply: ErrorReply) -> web.Response:
-    node.metrics.handshakes.labels(result).inc()
+    node.metrics.handshakes.inc(result)
     headers = {} if reply.retry_after is None else {"Retry-After": str(max(1, math.ceil(reply.retry_after)))}
     return web.json_response(
         body=orjson.dumps(reply.body()), status=reply.status, headers=headers, content_type="application/json"

@@ -14,7 +14,12 @@ from broker.upstream.connection import Link
 
 
 class Attempt:
-    """A turn on one credential. When the turn is placed anew, everything here is forgotten with it."""
+    """A turn on one credential. When the turn is placed anew, everything here is forgotten with it.
+
+    `response` is what the terminal event says: the id of the response, and its output as far as it is listed there.
+    """
+
+    __slots__ = ("_items", "credential", "heard", "held_against", "link", "pin", "response", "response_id")
 
     def __init__(self, credential: Credential, held_against: Sequence[AuthHealth] = ()) -> None:
         self.credential = credential
@@ -22,6 +27,7 @@ class Attempt:
         self.held_against = held_against
         self.link: Link | None = None
         self.response_id = ""
+        self.response = ("", b"")
         self.heard = 0.0
         self._items: list[tuple[int, bytes]] = []
 
@@ -29,29 +35,29 @@ class Attempt:
         """An output item is done (raises `wire.Garbage`)."""
         self._items.append(wire.done_item(raw))
 
-    def commit(self, turn: Turn, inputs: bytes, terminal: bytes, *, keep: bool) -> Commit:
+    def commit(self, turn: Turn, inputs: bytes, *, keep: bool) -> Commit:
         """The turn as it goes into the transcript; without its items if they may not be kept."""
-        meta = self._meta(turn, terminal, keep)
+        meta = self._meta(turn, keep)
         session, pin = turn.session, self.pin
         return Commit(
             sid=session.sid,
             name=session.name,
             tenant=session.tenant,
             meta=meta,
-            items=TurnItems(inputs, self._outputs(terminal)) if meta.kept else TurnItems(),
+            items=TurnItems(inputs, self._outputs()) if meta.kept else TurnItems(),
             epoch=pin.epoch if pin else 0,
             nonce=pin.nonce if pin else "",
             because=pin.because if pin else "",
             minted=transcript.minted(item for _, item in self._items),
         )
 
-    def _meta(self, turn: Turn, terminal: bytes, keep: bool) -> TurnMeta:
+    def _meta(self, turn: Turn, keep: bool) -> TurnMeta:
         parent = turn.parent
         parent_meta = parent.meta if parent is not None else None
         return TurnMeta(
             turn_id=turn.request.turn_id,
             parent=parent_meta.turn_id if parent_meta is not None else None,
-            response_id=wire.response_of(terminal)[0] or self.response_id,
+            response_id=self.response[0] or self.response_id,
             credential=self.credential.name,
             boundary=self.credential.boundary,
             store=turn.request.store,
@@ -59,9 +65,9 @@ class Attempt:
             rooted=turn.request.binding != wire.CONVERSATION and (parent is None or parent.known),
         )
 
-    def _outputs(self, terminal: bytes) -> bytes:
+    def _outputs(self) -> bytes:
         if not self._items:
             # some vendors name the items only at the end
-            listed = wire.response_of(terminal)[1]
+            listed = self.response[1]
             return listed if listed[:1] == b"[" else b"[]"
         return b"[" + b",".join(item for _, item in sorted(self._items, key=lambda entry: entry[0])) + b"]"

@@ -1,7 +1,8 @@
 """Drives a turn: performs the machine's commands, feeds it what happens, and has no opinions.
 
-The one thing it does by itself is to pass plain output straight from the link to the client while the machine says that
-the turn is showing; everything else goes through the machine, in the order in which it came.
+Everything happens in the callback that brought it, in the order in which it came: a turn has no task of its own. A
+command that must wait (a dial, the store) leaves the turn at work until its answer is there; what comes meanwhile
+waits. The one thing that does not go through the machine is plain output while it says that the turn is showing.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
+
+from msgspec.structs import replace
 
 from broker.domain import commands as c
 from broker.domain import events as e
@@ -21,22 +23,24 @@ from broker.domain.continuation import Mode, Parent
 from broker.domain.failure import Failure, FailureKind, Phase
 from broker.domain.memory import SocketMemory
 from broker.domain.session import Session
-from broker.domain.transcript import Commit, Immovable, TurnMeta
+from broker.domain.transcript import Immovable
 from broker.domain.turn import Request, State, Turn
 from broker.domain.wire import EventKind
 from broker.edge.attempt import Attempt
 from broker.edge.links import Links
 from broker.edge.wiring import Wiring
 from broker.store.connection import StoreUnavailable
-from broker.store.journal import JournalFull, Queued
+from broker.store.journal import JournalFull, Landed, Queued
 from broker.store.sessions import ChainBroken, Stale
-from broker.upstream.connection import Link, LinkClosed, LinkLost, Refused
-from broker.upstream.passage import Gate, Sink
+from broker.upstream.connection import Link, LinkClosed, Refused
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 64
 """Events that may wait for a turn before its link is held up."""
+
+ALIVE_EVERY = 5.0
+"""Seconds of passing output after which the link's heartbeat is told that the peer lives."""
 
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.ITEM, EventKind.ANNOUNCEMENT, EventKind.ASIDE})
 _ENDINGS = frozenset({EventKind.TERMINAL, EventKind.FAILURE})
@@ -50,26 +54,25 @@ class Client(Protocol):
     wiring: Wiring
     links: Links
     memory: SocketMemory
-    sink: Sink | None
 
     @property
     def keeps_transcript(self) -> bool:
         """Whether this client's turns may be recorded."""
 
     @property
-    def sending(self) -> bool:
+    def behind(self) -> bool:
         """Whether the client is behind with reading."""
 
-    async def send(self, raw: bytes) -> None:
-        """One event to the client."""
+    def write(self, raw: bytes) -> object:
+        """Whole frames to the client, as the bytes they are."""
 
-    async def send_all(self, frames: tuple[bytes, ...]) -> None:
-        """Several events to the client."""
+    def send(self, frames: Iterable[bytes]) -> None:
+        """Events to the client. To a client that has left, nothing is sent."""
 
     def join(self, session: Session) -> None:
         """The client has found back to a session."""
 
-    async def aside(self, link: Link, raw: bytes, lane: str | None) -> None:
+    def aside(self, link: Link, raw: bytes, lane: str | None) -> None:
         """An event that belongs to no running turn."""
 
     def note_steer(self, raw: bytes, lane: str | None) -> None:
@@ -81,27 +84,62 @@ class Client(Protocol):
     def drop_steers(self, lane: str | None) -> None:
         """The response they were for has failed; they went with it."""
 
+    def ended(self, driver: TurnDriver) -> None:
+        """The turn is over."""
+
+    def broke(self, driver: TurnDriver, error: Exception) -> None:
+        """The turn is over by a fault of ours; the client has not been told yet."""
+
+
+class _Later:
+    """A command's answer that is still to come, by `TurnDriver._answered`."""
+
+
+LATER = _Later()
+
+Answer = e.Event | _Later | None
+
 
 class TurnDriver:
     """One turn on its way, between one client and whichever link serves it."""
+
+    __slots__ = (
+        "_alive_at",
+        "_arrived",
+        "_at_work",
+        "_began",
+        "_held_since",
+        "_items",
+        "_loop",
+        "_moved",
+        "_over",
+        "_tasks",
+        "_todo",
+        "_wiring",
+        "attempt",
+        "client",
+        "full",
+        "request",
+        "turn",
+    )
 
     def __init__(self, client: Client, request: Request, session: Session) -> None:
         self.client = client
         self.request = request
         self.turn = Turn(request, session, client.wiring.policy)
         self.attempt: Attempt | None = None
+        self.full = False
         self._wiring = client.wiring
         self._items = request.items
         self._arrived: deque[tuple[bytes, EventKind] | e.Event] = deque()
-        self._wake = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._idle = False
+        self._todo: deque[c.Command] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._at_work = False
+        self._over = False
+        self._moved = False
         self._held_since: float | None = None
-        self._hold_timer: asyncio.TimerHandle | None = None
-        self._silence_timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
+        self._began = self._alive_at = self._loop.time()
 
     @property
     def response_id(self) -> str:
@@ -115,37 +153,33 @@ class TurnDriver:
 
     # --- what comes in ---
 
-    async def receive(self, raw: bytes, kind: EventKind) -> None:
+    def begin(self, first: e.Event) -> None:
+        """Take the turn from its first event on; the client is told when it is over."""
+        words = self.client.take_steers(self.request.lane, self.request.previous_response_id)
+        if words:
+            self._items = _with_words(self.request.items, words)
+        self._wiring.pulse.enter(self)
+        self._feed(first)
+
+    def receive(self, raw: bytes, kind: EventKind) -> None:
         """An event from the link. Plain output of a showing turn goes to the client from here, nothing overtakes."""
-        if self.attempt is not None:
-            self.attempt.heard = self._loop.time()
-        if self._idle and kind in _PLAIN and self.turn.showing and not self._arrived:
-            await self._pass(raw, kind)
+        self._moved = True
+        if self.turn.state is State.SHOWING and kind in _PLAIN and not self._at_work and not self._arrived:
+            try:
+                self._pass(raw, kind)
+            except wire.Garbage:
+                self._feed(e.Failed(_GARBAGE))
             return
         self._feed((raw, kind))
-        if len(self._arrived) > BACKLOG:
-            self._room.clear()
-            await self._room.wait()
 
-    def gate(self) -> Sink | Gate:
-        """Plain output may pass while the turn shows and nothing waits to be dealt with."""
-        sink = self.client.sink
-        if sink is None:
-            return Gate.ALL
-        if not self._idle or self._arrived or self.attempt is None:
-            return Gate.WAIT
-        return sink if self.turn.state is State.SHOWING else Gate.ONE
-
-    def passed(self) -> None:
-        """Output has reached the client. A pong or half a frame is no sign that the upstream is at work; but while the
-        client was behind, nothing was read, and nothing could be heard."""
-        if self.attempt is not None:
-            self.attempt.heard = self._loop.time()
-
-    def note_item(self, raw: bytes) -> None:
-        """An item that has passed."""
-        if self.attempt is not None:
-            self.attempt.note_item(raw)
+    def note_item(self, raw: bytes) -> bool:
+        """An item that is about to pass; False if it cannot be read."""
+        try:
+            if self.attempt is not None:
+                self.attempt.note_item(raw)
+        except wire.Garbage:
+            return False
+        return True
 
     def lost(self, failure: Failure) -> None:
         """The link is gone."""
@@ -167,133 +201,219 @@ class TurnDriver:
         assert self.attempt is not None
         self.attempt.response_id = response_id
         self.attempt.pin = self.turn.session.pin
-        self._watch(self._wiring.bounds.silence)
-
-    def _feed(self, item: tuple[bytes, EventKind] | e.Event) -> None:
-        self._arrived.append(item)
-        self._wake.set()
-
-    # --- the loop ---
-
-    async def run(self, first: e.Event) -> None:
-        """Take the turn from its first event to its end."""
-        words = self.client.take_steers(self.request.lane, self.request.previous_response_id)
-        self._items = _with_words(self.request.items, words)
-        try:
-            await self._handle(first)
-            while self.turn.state is not State.ENDED:
-                await self._handle(await self._next())
-        except BaseException:
-            # what its link may still bring for this turn shall not be taken for the next one's
-            if self.link is not None:
-                self.link.retired = True
-            raise
-        finally:
-            link = self._detach()
-            for timer in (self._hold_timer, self._silence_timer):
-                if timer is not None:
-                    timer.cancel()
-            await self._hand_back(link)
-
-    async def _next(self) -> e.Event:
-        while True:
-            while not self._arrived:
-                self._wake.clear()
-                self._idle = True
-                if (link := self.link) is not None:
-                    link.proceed()
-                await self._wake.wait()
-            self._idle = False
-            item = self._arrived.popleft()
-            if len(self._arrived) <= BACKLOG:
-                self._room.set()
-            if not isinstance(item, tuple):
-                if self._due(item):
-                    return item
-            elif item[1] is EventKind.ASIDE:
-                await self._pass(*item)
-            elif (event := self._understand(*item)) is not None:
-                return event
 
     def take_over(self, frames: list[tuple[bytes, EventKind]]) -> None:
         """Events that came before the ones the link will bring."""
         for frame in frames:
             self._feed(frame)
 
-    async def _pass(self, raw: bytes, kind: EventKind) -> None:
+    def _feed(self, item: tuple[bytes, EventKind] | e.Event) -> None:
+        self._arrived.append(item)
+        if self._at_work:
+            self.full = len(self._arrived) > BACKLOG
+        else:
+            self._work()
+
+    # --- at work ---
+
+    def _work(self) -> None:
+        """Deal with everything that is here, until it is done or has to wait for an answer."""
+        self._at_work = True
+        try:
+            while self._perform():
+                event = self._next()
+                if event is None:
+                    self._rest()
+                    return
+                self._todo.extend(self.turn.handle(event, self._loop.time()))
+        except Exception as error:  # noqa: BLE001 - a fault of ours ends this turn, and nothing else
+            self._finish(error)
+            return
+        if (link := self.link) is not None:
+            # what comes meanwhile waits its turn
+            link.shut()
+
+    def _perform(self) -> bool:
+        """Perform what is to be done; False if an answer is still to come."""
+        todo = self._todo
+        while todo:
+            command = todo.popleft()
+            kind = type(command)
+            if kind in _COSTLY and self._arrived and any(isinstance(item, e.ClientLeft) for item in self._arrived):
+                # nobody waits for it any more, so it is neither opened nor sent
+                todo.clear()
+                todo.extend(self.turn.handle(e.ClientLeft(), self._loop.time()))
+                continue
+            answer = _PERFORM[kind](self, command)
+            if isinstance(answer, _Later):
+                return False
+            if answer is not None:
+                todo.extend(self.turn.handle(answer, self._loop.time()))
+        return True
+
+    def _next(self) -> e.Event | None:
+        """The next event for the machine; None if nothing is here, or the turn is over."""
+        while self._arrived and self.turn.state is not State.ENDED:
+            item = self._arrived.popleft()
+            if not isinstance(item, tuple):
+                if self._due(item):
+                    return item
+            elif item[1] is EventKind.ASIDE:
+                self._pass(*item)
+            elif (event := self._understand(*item)) is not None:
+                return event
+        return None
+
+    def _rest(self) -> None:
+        if self.turn.state is State.ENDED:
+            self._finish(None)
+            return
+        self._at_work = self.full = False
+        link = self.link
+        if link is not None:
+            if self.turn.state is State.SHOWING:
+                link.open(self, self.client.write)
+            link.proceed()
+
+    def _answered(self, event: e.Event) -> None:
+        """The answer that was still to come."""
+        try:
+            self._todo.extend(self.turn.handle(event, self._loop.time()))
+        except Exception as error:  # noqa: BLE001 - a fault of ours ends this turn, and nothing else
+            self._finish(error)
+            return
+        self._work()
+
+    def _ask(self, question: Coroutine[Any, Any, e.Event]) -> _Later:
+        """Let a task find the answer."""
+        task = self._loop.create_task(self._find(question), name=f"turn:{self.request.turn_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return LATER
+
+    async def _find(self, question: Coroutine[Any, Any, e.Event]) -> None:
+        try:
+            answer = await question
+        except Exception as error:  # noqa: BLE001 - a fault of ours ends this turn, and nothing else
+            self._finish(error)
+        else:
+            self._answered(answer)
+
+    def _finish(self, error: Exception | None) -> None:
+        """The turn is over, by its own end or by a fault of ours; exactly once."""
+        if self._over:
+            return
+        self._over = self._at_work = True
+        self._wiring.pulse.leave(self)
+        if error is not None and self.link is not None:
+            # what its link may still bring for this turn shall not be taken for the next one's
+            self.link.retired = True
+        link = self._detach()
+        self._hand_back(link)
+        if error is not None:
+            self.client.broke(self, error)
+        self.client.ended(self)
+
+    def _hand_back(self, link: Link | None) -> None:
+        """Events behind the turn's end belong to whoever comes next on this lane: a steered response's successor."""
+        if not self._arrived:
+            return
+        rest = [item for item in self._arrived if isinstance(item, tuple)]
+        self._arrived.clear()
+        self.full = False
+        while link is not None and rest:
+            self.client.aside(link, rest.pop(0)[0], self.request.lane)
+            if (successor := link.listener(self.request.lane)) is not None:
+                # at once, before the link can bring what comes behind
+                successor.take_over(rest)
+                break
+        if link is not None:
+            link.proceed()
+
+    def _pass(self, raw: bytes, kind: EventKind) -> None:
         if kind is EventKind.ASIDE:
             self.client.note_steer(raw, self.request.lane)
         elif kind is EventKind.ITEM and self.attempt is not None:
             self.attempt.note_item(raw)
-        await self.client.send(raw)
-        self.passed()
+        self.client.send((raw,))
 
     def _due(self, event: e.Event) -> bool:
-        # a timer or a lost link can come behind the event that made it pointless
+        # a lost link can come behind the event that made it pointless
         if isinstance(event, e.HoldElapsed):
             return self.turn.state is State.WAITING
-        return self.turn.state in _RUNNING or isinstance(event, e.ClientLeft)
+        return self.turn.state in _AWAITING or isinstance(event, e.ClientLeft)
+
+    # --- what the upstream says ---
 
     def _understand(self, raw: bytes, kind: EventKind) -> e.Event | None:
         try:
-            return None if self._is_echo(raw, kind) else self._event_of(raw, kind)
+            return self._event_of(raw, kind)
         except wire.Garbage:
-            return e.Failed(Failure(FailureKind.TRANSPORT_LOST, code="garbage"))
+            return e.Failed(_GARBAGE)
 
-    def _is_echo(self, raw: bytes, kind: EventKind) -> bool:
+    def _event_of(self, raw: bytes, kind: EventKind) -> e.Event | None:
+        attempt = self.attempt
+        if kind in _ENDINGS:
+            return self._ending_of(raw, kind)
+        if attempt is not None:
+            if kind is EventKind.ITEM:
+                attempt.note_item(raw)
+            elif kind is EventKind.ANNOUNCEMENT and wire.event_type(raw) == "response.created":
+                attempt.response_id = wire.response_of(raw)[0]
+        return e.Announced(raw) if kind is EventKind.ANNOUNCEMENT else e.OutputBegan(raw)
+
+    def _ending_of(self, raw: bytes, kind: EventKind) -> e.Event | None:
+        if kind is EventKind.FAILURE and wire.event_type(raw) == "error":
+            return e.Failed(classify_event(raw, now=self._wiring.health.now()))
+        response = wire.response_of(raw)
+        if self._is_echo(response[0], kind):
+            return None
+        if kind is EventKind.FAILURE:
+            return e.Failed(classify_event(raw, now=self._wiring.health.now()))
+        if self.attempt is not None:
+            self.attempt.response = response
+        return e.Completed(raw)
+
+    def _is_echo(self, response_id: str, kind: EventKind) -> bool:
         """Whether this is the second ending of the turn before: some vendors end a response twice (protocol.md 3.3)."""
         link = self.link
-        if link is None or kind not in _ENDINGS or wire.event_type(raw) == "error":
+        if link is None:
             return False
-        response_id, ended = wire.response_of(raw)[0], link.ended.get(self.request.lane)
+        ended = link.ended.get(self.request.lane)
+        if ended is None:
+            return False
         if self.response_id:
             return response_id != self.response_id and response_id == ended
         if ended == "":
             # that one ended by an error that named no response; the echo that may follow is this
             del link.ended[self.request.lane]
             return kind is EventKind.FAILURE
-        return ended is not None and response_id == ended
-
-    def _event_of(self, raw: bytes, kind: EventKind) -> e.Event:
-        if kind is EventKind.FAILURE:
-            return e.Failed(classify_event(raw, now=self._wiring.health.now()))
-        if kind is EventKind.TERMINAL:
-            wire.response_of(raw)
-            return e.Completed(raw)
-        if kind is EventKind.ITEM and self.attempt is not None:
-            self.attempt.note_item(raw)
-        if kind is EventKind.ANNOUNCEMENT:
-            if self.attempt is not None and wire.event_type(raw) == "response.created":
-                self.attempt.response_id = wire.response_of(raw)[0]
-            return e.Announced(raw)
-        return e.OutputBegan(raw)
-
-    async def _handle(self, event: e.Event) -> None:
-        todo = deque(self.turn.handle(event, self._loop.time()))
-        while todo:
-            command = todo.popleft()
-            if type(command) in _COSTLY and any(isinstance(item, e.ClientLeft) for item in self._arrived):
-                # nobody waits for it any more, so it is neither opened nor sent
-                todo = deque(self.turn.handle(e.ClientLeft(), self._loop.time()))
-                continue
-            answer = await _PERFORM[type(command)](self, command)
-            if answer is not None:
-                todo.extend(self.turn.handle(answer, self._loop.time()))
+        return response_id == ended
 
     # --- commands that ask ---
 
-    async def _resolve(self, command: c.Resolve) -> e.Event:
+    def _resolve(self, command: c.Resolve) -> Answer:
+        memory, response_id = self.client.memory, command.response_id
+        if memory.evicted(response_id):
+            return e.ParentGone()
+        found = memory.recall(response_id)
+        if found is None:
+            return self._ask(self._look_up(response_id))
+        self.client.join(found[1])
+        return e.Resolved(*found)
+
+    async def _look_up(self, response_id: str) -> e.Event:
         try:
-            found = await self._wiring.sessions.resolve(self.client.memory, self.turn.session, command.response_id)
+            found = await self._wiring.sessions.look_up(self.turn.session, response_id)
         except StoreUnavailable as error:
-            self._wiring.metrics.store_errors.labels(error.reason).inc()
+            self._wiring.metrics.store_errors.inc(error.reason)
             return e.StoreLost()
         if found is None:
             return e.ParentGone()
         self.client.join(found[1])
         return e.Resolved(*found)
 
-    async def _place(self, command: c.Place) -> e.Event:
+    def _place(self, command: c.Place) -> Answer:
         self._detach()
         placed = self._wiring.health.place(command.wish)
         if isinstance(placed, e.Placed):
@@ -305,28 +425,38 @@ class TurnDriver:
         self.attempt = attempt
         self._wiring.health.in_flight[attempt.credential.name] += 1
 
-    async def _move_pin(self, command: c.MovePin) -> e.Event:
+    def _move_pin(self, command: c.MovePin) -> Answer:
+        return self._ask(self._compare_and_set(command))
+
+    async def _compare_and_set(self, command: c.MovePin) -> e.Event:
         session, metrics = self.turn.session, self._wiring.metrics
-        metrics.round_trips.labels("move_pin").inc()
+        metrics.round_trips.inc("move_pin")
         try:
             result = await self._wiring.store.move_pin(
                 session.sid, session.name, session.tenant, command.expected, command.to
             )
         except StoreUnavailable as error:
-            metrics.store_errors.labels(error.reason).inc()
+            metrics.store_errors.inc(error.reason)
             return e.PinUnwritten()
         if isinstance(result, Stale):
             metrics.pin_races.inc()
             return e.PinUnwritten() if result.pin is None else e.PinStale(result.pin, result.incremental_disabled)
-        metrics.pin_resets.labels(command.to.because).inc()
+        metrics.pin_resets.inc(command.to.because)
         self._log("pin moved", reason=command.to.because)
         return e.PinMoved(result.pin)
 
-    async def _open(self, command: c.Open) -> e.Event:
+    def _open(self, command: c.Open) -> Answer:
         assert self.attempt is not None
         self.attempt.pin = self.turn.session.pin
+        link = self.client.links.ready(command.credential)
+        if link is None:
+            return self._ask(self._dial(command))
+        self._attach(link)
+        return e.Opened(link.holds(self.request.previous_response_id or ""))
+
+    async def _dial(self, command: c.Open) -> e.Event:
         try:
-            link = await self.client.links.open(command.credential)
+            link = await self.client.links.dial(command.credential)
         except Refused as refused:
             return e.Failed(refused.failure)
         self._attach(link)
@@ -338,7 +468,10 @@ class TurnDriver:
         self.attempt.heard = self._loop.time()
         link.attach(self.request.lane, self)
 
-    async def _rebuild(self, command: c.Rebuild) -> e.Event:
+    def _rebuild(self, command: c.Rebuild) -> Answer:
+        return self._ask(self._rebuild_frame(command))
+
+    async def _rebuild_frame(self, command: c.Rebuild) -> e.Event:
         session, boundary = self.turn.session, command.credential.boundary
         try:
             chain = await self._chain(session, command.parent)
@@ -350,10 +483,10 @@ class TurnDriver:
         except Immovable as bound:
             return e.ChainBound(bound.boundary)
         except StoreUnavailable as error:
-            self._wiring.metrics.store_errors.labels(error.reason).inc()
+            self._wiring.metrics.store_errors.inc(error.reason)
             return e.StoreLost()
         if rebuilt.dropped:
-            self._wiring.metrics.boundary_drops.inc(rebuilt.dropped)
+            self._wiring.metrics.boundary_drops.inc(by=rebuilt.dropped)
             self._log("reasoning left behind", count=rebuilt.dropped)
         frame = wire.rewrite(self.request.raw, input=rebuilt.input, drop_previous=True)
         self._wiring.metrics.replay_bytes.observe(len(frame))
@@ -364,7 +497,7 @@ class TurnDriver:
             return []
         if parent.meta is None or not parent.known:
             raise ChainBroken("not_kept")
-        self._wiring.metrics.round_trips.labels("chain").inc()
+        self._wiring.metrics.round_trips.inc("chain")
         return await self._wiring.journal.chain(session.sid, parent.meta.turn_id)
 
     async def _origins(self, session: Session, boundary: str, strip: bool) -> dict[str, str] | None:
@@ -372,78 +505,80 @@ class TurnDriver:
             return {}
         if session.boundaries <= {boundary}:
             return None
-        self._wiring.metrics.round_trips.labels("origins").inc()
+        self._wiring.metrics.round_trips.inc("origins")
         return await self._wiring.journal.origins(session.sid)
 
-    async def _send(self, command: c.Send) -> e.Event | None:
+    def _send(self, command: c.Send) -> Answer:
         attempt = self.attempt
         assert attempt is not None and attempt.link is not None
         model, metrics = attempt.credential.upstream_model(self.request.model), self._wiring.metrics
         frame = command.frame if model == self.request.model else wire.rewrite(command.frame, model=model)
-        metrics.sends.labels(attempt.credential.name, command.mode.value).inc()
+        metrics.sends.inc(attempt.credential.name, command.mode.value)
         if command.mode is Mode.REPLAY:
-            metrics.replays.labels(command.cause).inc()
+            metrics.replays.inc(command.cause)
             self._log("replay", reason=command.cause, bytes=len(frame))
         try:
             if attempt.link.retired:
                 raise LinkClosed
-            await attempt.link.send(frame)
+            attempt.link.send(frame)
         except LinkClosed:
             return e.Failed(Failure(FailureKind.CONNECTION_EXPIRED, code="closed_before_send"))
-        except LinkLost:
-            return e.Failed(Failure(FailureKind.TRANSPORT_LOST, code="lost_in_send"))
         attempt.heard = self._loop.time()
-        self._watch(self._wiring.bounds.first_event)
         return None
 
-    async def _commit(self, command: c.Commit) -> e.Event:
+    def _commit(self, command: c.Commit) -> Answer:
         attempt = self.attempt
         assert attempt is not None and attempt.link is not None
-        commit = attempt.commit(self.turn, self._items, command.raw, keep=self.client.keeps_transcript)
+        commit = attempt.commit(self.turn, self._items, keep=self.client.keeps_transcript)
         response_id = commit.meta.response_id
         attempt.link.mint(response_id, self.request.lane)
         attempt.link.ended[self.request.lane] = response_id
-        meta, answer = await self._write(commit)
-        self.client.memory.note(response_id, meta, self.turn.session, self.request.lane)
-        return answer
+        self._wiring.metrics.round_trips.inc("commit")
+        began = self._loop.time()
+        self._wiring.journal.submit(commit, lambda landed: self._committed(commit, landed, began))
+        return LATER
 
-    async def _write(self, commit: Commit) -> tuple[TurnMeta, e.Committed]:
-        began, metrics, meta = self._loop.time(), self._wiring.metrics, commit.meta
-        metrics.round_trips.labels("commit").inc()
-        try:
-            result = await self._wiring.journal.commit(commit)
-        except JournalFull:
-            metrics.commits.labels("lost").inc()
+    def _committed(self, commit: transcript.Commit, landed: Landed, began: float) -> None:
+        metrics, meta = self._wiring.metrics, commit.meta
+        answer = e.Committed(None, False)
+        if isinstance(landed, Exception) and not isinstance(landed, JournalFull):
+            self._finish(landed)
+            return
+        if isinstance(landed, JournalFull):
+            metrics.commits.inc("lost")
             self._log("turn not kept", reason="journal_full")
-            return replace(meta, kept=False), e.Committed(None, False)
-        metrics.commit_seconds.observe(self._loop.time() - began)
-        if isinstance(result, Queued):
-            metrics.commits.labels("queued").inc()
-            return meta, e.Committed(None, False)
-        metrics.commits.labels(result.status).inc()
-        return replace(meta, kept=result.kept), e.Committed(result.pin, result.incremental_disabled)
+            meta = replace(meta, kept=False)
+        else:
+            metrics.commit_seconds.observe(self._loop.time() - began)
+            if isinstance(landed, Queued):
+                metrics.commits.inc("queued")
+            else:
+                metrics.commits.inc(landed.status)
+                answer = e.Committed(landed.pin, landed.incremental_disabled)
+                if landed.kept is not meta.kept:
+                    meta = replace(meta, kept=landed.kept)
+        self.client.memory.note(meta.response_id, meta, self.turn.session, self.request.lane)
+        self._answered(answer)
 
     # --- commands that tell ---
 
-    async def _hold(self, command: c.Hold) -> None:
+    def _hold(self, command: c.Hold) -> None:
         self._held_since = self._loop.time()
-        self._hold_timer = self._loop.call_later(self._wiring.bounds.hold, self._feed_if, self.attempt, e.HoldElapsed())
 
-    async def _relay(self, command: c.Relay) -> None:
+    def _relay(self, command: c.Relay) -> None:
         self._released()
-        await self.client.send_all(command.frames)
-        self.passed()
+        self.client.send(command.frames)
 
-    async def _tell(self, command: c.Tell) -> None:
+    def _tell(self, command: c.Tell) -> None:
         self._released()
         last = command.verbatim
         if last is None and command.reply is not None:
             last = command.reply.event(self.request.lane)
-        await self.client.send_all((*command.held, last) if last is not None else command.held)
+        self.client.send((*command.held, last) if last is not None else command.held)
 
-    async def _blame(self, command: c.Blame) -> None:
+    def _blame(self, command: c.Blame) -> None:
         if not command.again:
-            self._wiring.metrics.failures.labels(command.credential.name, command.failure.kind.value).inc()
+            self._wiring.metrics.failures.inc(command.credential.name, command.failure.kind.value)
         self._wiring.health.blame(
             command.credential,
             command.failure,
@@ -452,13 +587,14 @@ class TurnDriver:
             evidence=self.request.turn_id,
         )
 
-    async def _absolve(self, command: c.Absolve) -> None:
+    def _absolve(self, command: c.Absolve) -> None:
         if self.attempt is not None:
             self._wiring.health.absolve(command.credential, self.attempt.held_against)
 
-    async def _abandon(self, command: c.Abandon) -> None:
+    def _abandon(self, command: c.Abandon) -> None:
         ended = self.response_id
         self.client.drop_steers(self.request.lane)
+        self._held_since = None
         link = self._detach()
         if link is not None:
             link.ended[self.request.lane] = ended
@@ -471,45 +607,52 @@ class TurnDriver:
             self.client.links.settle()
         # what the abandoned attempt has still sent belongs to no attempt; the client's leaving does
         self._arrived = deque(item for item in self._arrived if isinstance(item, e.ClientLeft))
-        self._room.set()
+        self.full = False
 
-    async def _fail_over(self, command: c.FailOver) -> None:
+    def _fail_over(self, command: c.FailOver) -> None:
         reason, phase = command.failure.kind.value, command.phase.value
-        self._wiring.metrics.failovers.labels(reason, phase).inc()
+        self._wiring.metrics.failovers.inc(reason, phase)
         if command.phase is Phase.SENT and command.failure.row.executed:
             self._wiring.metrics.repeats.inc()
         self._log("failover", reason=reason, phase=phase, code=command.failure.code)
 
-    async def _end(self, command: c.End) -> None:
-        metrics = self._wiring.metrics
-        metrics.turns.labels(command.outcome.value).inc()
-        metrics.turn_seconds.observe(self._loop.time() - self._started)
-        if command.outcome is c.Outcome.REQUEST_FAULT and self.turn.parent is not None:
+    def _end(self, command: c.End) -> None:
+        metrics, outcome = self._wiring.metrics, command.outcome
+        metrics.turns.inc(outcome.value)
+        metrics.turn_seconds.observe(self._loop.time() - self._began)
+        if outcome is c.Outcome.REQUEST_FAULT and self.turn.parent is not None:
             self.client.memory.evict(self.turn.parent, self.request.lane)
-        self._log("turn ended", outcome=command.outcome.value)
+        # that a turn went well is counted, and not worth a line
+        self._log(
+            "turn ended", logging.DEBUG if outcome is c.Outcome.COMPLETED else logging.INFO, outcome=outcome.value
+        )
 
     # --- time ---
 
-    def _watch(self, after: float) -> None:
-        if self._silence_timer is not None:
-            self._silence_timer.cancel()
-        self._silence_timer = self._loop.call_later(after, self._check_silence, self.attempt)
-
-    def _check_silence(self, attempt: Attempt | None) -> None:
-        """One timer for a turn, not one for an event: it looks when the upstream was last heard."""
-        if attempt is None or attempt is not self.attempt or self.turn.state not in _RUNNING:
+    def tick(self, now: float) -> None:
+        """Time passes: announcements are not held for ever, and an upstream is not waited for for ever."""
+        if self._held_since is not None and now - self._held_since >= self._wiring.bounds.hold:
+            self._feed(e.HoldElapsed())
+        attempt = self.attempt
+        if attempt is None or attempt.link is None or self.turn.state not in _RUNNING:
             return
-        bounds = self._wiring.bounds
-        allowed = bounds.silence if attempt.response_id or self.turn.showing else bounds.first_event
-        left = allowed - (self._loop.time() - attempt.heard)
-        if left <= 0 and not self.client.sending:
+        passed, self._moved = attempt.link.passed() or self._moved, False
+        if self.client.behind:
+            # nothing is read for it, so nothing could be heard
+            attempt.heard = now
+            attempt.link.keep_alive()
+        elif passed:
+            attempt.heard = now
+            if now - self._alive_at > ALIVE_EVERY:
+                self._alive_at = now
+                attempt.link.keep_alive()
+        elif now - attempt.heard > self._patience(attempt):
             self._feed(e.Failed(Failure(FailureKind.TRANSPORT_LOST, code="silent")))
-        else:
-            self._watch(max(0.05, left))
 
-    def _feed_if(self, attempt: Attempt | None, event: e.Event) -> None:
-        if attempt is self.attempt:
-            self._feed(event)
+    def _patience(self, attempt: Attempt) -> float:
+        bounds = self._wiring.bounds
+        begun = attempt.response_id or self.turn.state is State.SHOWING
+        return bounds.silence if begun else bounds.first_event
 
     def _released(self) -> None:
         if self._held_since is not None:
@@ -527,24 +670,16 @@ class TurnDriver:
         if attempt.link is None:
             return None
         attempt.link.detach(self.request.lane, self)
-        self.client.links.settle()
+        if attempt.link.retired:
+            self.client.links.settle()
         return attempt.link
 
-    async def _hand_back(self, link: Link | None) -> None:
-        """Events behind the turn's end belong to whoever comes next on this lane: a steered response's successor."""
-        rest = [item for item in self._arrived if isinstance(item, tuple)]
-        self._arrived.clear()
-        self._room.set()
-        while link is not None and rest:
-            await self.client.aside(link, rest.pop(0)[0], self.request.lane)
-            if (successor := link.listener(self.request.lane)) is not None:
-                # at once, before the link can bring what comes behind
-                successor.take_over(rest)
-                break
-
-    def _log(self, message: str, **fields: Any) -> None:
+    def _log(self, message: str, level: int = logging.INFO, **fields: Any) -> None:
+        if not log.isEnabledFor(level):
+            return
         credential = self.turn.credential
-        log.info(
+        log.log(
+            level,
             message,
             extra={
                 "session": self.turn.session.sid,
@@ -556,12 +691,16 @@ class TurnDriver:
         )
 
 
+_AWAITING = frozenset({State.NEW, *_RUNNING})
+_GARBAGE = Failure(FailureKind.TRANSPORT_LOST, code="garbage")
+
+
 def _with_words(items: bytes, words: list[bytes]) -> bytes:
     """A turn's own items, and behind them the steers that were accepted for it before it began."""
-    return b"[" + b",".join(part for part in (items.strip()[1:-1], *words) if part.strip()) + b"]" if words else items
+    return b"[" + b",".join(part for part in (items.strip()[1:-1], *words) if part.strip()) + b"]"
 
 
-_PERFORM: dict[type, Callable[[TurnDriver, Any], Awaitable[e.Event | None]]] = {
+_PERFORM: dict[type, Callable[[TurnDriver, Any], Answer]] = {
     c.Resolve: TurnDriver._resolve,
     c.Place: TurnDriver._place,
     c.MovePin: TurnDriver._move_pin,

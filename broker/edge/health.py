@@ -146,7 +146,7 @@ class HealthBoard:
             return
         self.snapshot.put(row)
         log.info("health", extra={"reason": report.because, "kind": report.subject, "outcome": row.state.value})
-        self._metrics.health_reports.labels(report.state.value).inc()
+        self._metrics.health_reports.inc(report.state.value)
         self._run(self._tell(report))
 
     async def _tell(self, report: HealthReport) -> None:
@@ -155,7 +155,7 @@ class HealthBoard:
         except StoreUnavailable as error:
             # the local row holds; the others hear of it when the store is back
             self._untold[report.subject] = report
-            self._metrics.store_errors.labels(error.reason).inc()
+            self._metrics.store_errors.inc(error.reason)
             return
         self._untold.pop(report.subject, None)
         known = self.snapshot.rows.get(row.subject)
@@ -179,7 +179,7 @@ class HealthBoard:
         try:
             rows, store_now = await self._store.snapshot()
         except StoreUnavailable as error:
-            self._metrics.store_errors.labels(error.reason).inc()
+            self._metrics.store_errors.inc(error.reason)
             return
         self._offset = store_now - time.time()
         if not under_way and not self._reports:

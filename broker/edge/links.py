@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from broker.domain.credential import Credential
-from broker.upstream.connection import Dialer, Link
+from broker.upstream.connection import Dialer, Host, Link
 
 
 class Links:
@@ -20,13 +20,13 @@ class Links:
         self,
         dialer: Dialer,
         headers: Mapping[str, str],
-        aside: Callable[[Link, bytes, str | None], object],
+        host: Host,
         *,
         chance: Callable[[], float],
     ) -> None:
         self._dialer = dialer
         self._headers = headers
-        self._aside = aside
+        self._host = host
         self._chance = chance
         self._current: Link | None = None
         self._expires = 0.0
@@ -34,12 +34,15 @@ class Links:
         self._dials: dict[str, asyncio.Task[Link]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def open(self, credential: Credential) -> Link:
-        """A usable link of `credential`, the one there is if it will do. Raises `Refused`."""
+    def ready(self, credential: Credential) -> Link | None:
+        """The link of `credential` that is there, if it will do."""
         link = self._current
-        now = asyncio.get_running_loop().time()
-        if link is not None and link.credential is credential and link.usable and now < self._expires:
-            return link
+        if link is None or link.credential is not credential or not link.usable:
+            return None
+        return link if asyncio.get_running_loop().time() < self._expires else None
+
+    async def dial(self, credential: Credential) -> Link:
+        """A fresh link of `credential`, which takes the place of the one there is. Raises `Refused`."""
         dial = self._dials.get(credential.name)
         if dial is None:
             # lanes that need the same socket wait for one dial, and hear of its refusal together
@@ -54,7 +57,8 @@ class Links:
             dial.exception()  # whoever waited was told; where nobody did, there is nobody to tell
 
     async def _replace(self, credential: Credential) -> Link:
-        fresh = await self._dial(credential)
+        fresh = await self._dialer.dial(credential, self._headers, self._host)
+        self._all.add(fresh)
         if self._current is not None:
             self._current.retired = True
         self._current = fresh
@@ -65,21 +69,24 @@ class Links:
         return fresh
 
     def keep_alive(self) -> None:
-        """The client is behind."""
+        """The client is still behind."""
         for link in self._all:
             link.keep_alive()
 
-    async def _dial(self, credential: Credential) -> Link:
-        def aside(raw: bytes, lane: str | None) -> object:
-            return self._aside(link, raw, lane)
+    def hold(self) -> None:
+        """The client is behind."""
+        for link in self._all:
+            link.hold()
 
-        link = await self._dialer.dial(credential, self._headers, aside)
-        self._all.add(link)
-        return link
+    def resume(self) -> None:
+        """The client has caught up."""
+        for link in list(self._all):
+            link.resume()
 
     def settle(self) -> None:
         """Close what is retired and has no turn in flight."""
-        for link in [link for link in self._all if link.retired and not link.busy]:
+        done = [link for link in self._all if link.retired and not link.busy]
+        for link in done:
             self._all.discard(link)
             task = asyncio.create_task(link.close(), name="link-close")
             self._closing.add(task)

@@ -16,6 +16,7 @@ from broker.domain.transcript import Commit
 from broker.domain.turn import Policy
 from broker.edge.access import Access, Tenant
 from broker.edge.health import HealthBoard
+from broker.edge.pulse import Pulse
 from broker.edge.sessions import Sessions
 from broker.edge.websocket import ClientSocket
 from broker.edge.wiring import Bounds, Wiring
@@ -26,6 +27,7 @@ from broker.store.health import HealthStore
 from broker.store.journal import Journal
 from broker.store.nodes import NodeStore
 from broker.store.sessions import Committed, SessionStore
+from broker.tap import Tap, tappable
 from broker.upstream.connection import Dialer, DialSettings
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class Node:
         self.access = Access(tenants)
         self.sockets: set[ClientSocket] = set()
         self.opened = 0
+        self.untapped = 0
         self.ready = False
         self._store_settings = store
         self.connection = Connection(store.url, timeout=store.timeout, connect_timeout=store.connect_timeout)
@@ -79,7 +82,8 @@ class Node:
             credentials, HealthStore(self.connection), self.metrics, refresh=store.refresh, chance=self.chance
         )
         self.sessions = Sessions(self.store, self.journal, self.metrics, shared=len(tenants) > 1)
-        self.dialer = Dialer(dial or DialSettings(), clock=self.health.now)
+        self.dialer = Dialer(dial or DialSettings(), clock=self.health.now, tap=self.bounds.tap)
+        shortest = min(self.bounds.hold, self.bounds.first_event, self.bounds.silence)
         self.wiring = Wiring(
             self.policy,
             self.bounds,
@@ -89,6 +93,7 @@ class Node:
             self.store,
             self.journal,
             self.dialer,
+            Pulse(shortest),
             self.chance,
         )
         self._nodes = NodeStore(self.connection)
@@ -98,7 +103,7 @@ class Node:
     def _primed(self) -> None:
         """Counters that have not counted yet read 0 instead of being absent."""
         for outcome in Outcome:
-            self.metrics.turns.labels(outcome.value)
+            self.metrics.turns.inc(outcome.value, by=0)
         for direction in ("client", "upstream"):
             self.metrics.sockets.labels(direction)
 
@@ -132,6 +137,17 @@ class Node:
         await self.dialer.stop()
         await self.connection.close()
 
+    def tap(self, transport: asyncio.Transport | None, protocol: asyncio.Protocol) -> Tap | None:
+        """A tap on a client's socket that is about to be upgraded; None where that cannot be done."""
+        if not self.bounds.tap:
+            return None
+        if transport is None or not tappable(transport, protocol, "_message_tail"):
+            self.untapped += 1
+            return None
+        tap = Tap(transport, protocol, masked=True, largest=self.bounds.max_frame)
+        transport.set_protocol(tap)
+        return tap
+
     def enter(self, socket: ClientSocket) -> None:
         """A client's socket is open."""
         self.sockets.add(socket)
@@ -155,7 +171,7 @@ class Node:
         return True
 
     def _landed(self, commit: Commit, committed: Committed) -> None:
-        self.metrics.commits.labels(committed.status).inc()
+        self.metrics.commits.inc(committed.status)
 
     async def _beat(self) -> None:
         while True:
@@ -169,19 +185,21 @@ class Node:
         while True:
             await asyncio.sleep(1.0)
             self.show()
+            self.metrics.flush()
             for socket in self.sockets:
-                if socket.sending_since is not None:
+                if socket.behind_since is not None:
                     socket.links.keep_alive()
             late = time.monotonic() - self.bounds.send_timeout
             for socket in list(self.sockets):
-                if socket.sending_since is not None and socket.sending_since < late:
-                    self.metrics.closes.labels("slow").inc()
+                if socket.behind_since is not None and socket.behind_since < late:
+                    self.metrics.closes.inc("slow")
                     socket.abort()
 
     def show(self) -> None:
         """Bring the gauges up to date."""
         self.metrics.sockets.labels("client").set(len(self.sockets))
         self.metrics.sockets.labels("upstream").set(self.dialer.open_links)
-        self.metrics.links_ordinary.set(self.dialer.ordinary)
+        self.metrics.untapped.labels("client").set(self.untapped)
+        self.metrics.untapped.labels("upstream").set(self.dialer.ordinary)
         self.metrics.sessions.set(len({socket.session.sid for socket in self.sockets}))
         self.metrics.journal.set(len(self.journal))

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from weakref import WeakValueDictionary
 
 from broker.domain.continuation import Parent
-from broker.domain.memory import SocketMemory
 from broker.domain.session import Session, derive_sid
 from broker.metrics import Metrics
 from broker.store.connection import StoreUnavailable
@@ -48,7 +47,7 @@ class Sessions:
     async def claim(self, tenant: str, name: str) -> Session:
         """The session that a client calls by this name, old or new. Raises `StoreUnavailable`."""
         sid = derive_sid(tenant, name)
-        self._metrics.round_trips.labels("load").inc()
+        self._metrics.round_trips.inc("load")
         return self._keep(await self._store.load(sid) or Session(sid, name, tenant))
 
     def _keep(self, session: Session) -> Session:
@@ -62,18 +61,14 @@ class Sessions:
         known.boundaries |= session.boundaries
         return known
 
-    async def resolve(self, memory: SocketMemory, session: Session, response_id: str) -> tuple[Parent, Session] | None:
-        """The response that a turn continues and its session; None if the client itself gave it up.
+    async def look_up(self, session: Session, response_id: str) -> tuple[Parent, Session] | None:
+        """A response that a turn continues, unknown to its socket, and its session; None if the client gave it up.
 
         A response that nobody has heard of is the vendor's to refuse: its parent comes back without a record. Where
         several tenants share the credentials it is refused here, for it may be another tenant's, and the vendor would
         not know the difference. Raises `StoreUnavailable`.
         """
-        if memory.evicted(response_id):
-            return None
-        if found := memory.recall(response_id):
-            return found
-        self._metrics.round_trips.labels("resolve").inc()
+        self._metrics.round_trips.inc("resolve")
         if session.turns or not is_minted(session):
             meta = await self._journal.find(session.sid, response_id)
             if meta is not None:
@@ -108,7 +103,7 @@ class Sessions:
                 try:
                     await self._journal.close_cleanly(session.sid, last_turn)
                 except StoreUnavailable as error:
-                    self._metrics.store_errors.labels(error.reason).inc()
+                    self._metrics.store_errors.inc(error.reason)
 
     async def keep_alive(self, every: float) -> None:
         """Sessions with an open socket do not run out, however long their client thinks."""
@@ -117,4 +112,4 @@ class Sessions:
             try:
                 await self._store.touch([session.sid for session in list(self._known.values()) if session.turns])
             except StoreUnavailable as error:
-                self._metrics.store_errors.labels(error.reason).inc()
+                self._metrics.store_errors.inc(error.reason)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
-from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 import orjson
 from aiohttp import ClientConnectionError, WSMsgType, web
@@ -14,6 +15,7 @@ from aiohttp import ClientConnectionError, WSMsgType, web
 from broker.domain import errors, events, wire
 from broker.domain.commands import Outcome
 from broker.domain.errors import ErrorReply
+from broker.domain.frames import text_header
 from broker.domain.lanes import Lanes, LanesFull
 from broker.domain.memory import SocketMemory
 from broker.domain.session import Session
@@ -23,8 +25,8 @@ from broker.edge.access import Tenant
 from broker.edge.driver import TurnDriver
 from broker.edge.links import Links
 from broker.edge.wiring import Wiring
-from broker.upstream.connection import Link, LinkClosed, LinkLost
-from broker.upstream.passage import Sink
+from broker.tap import Tap
+from broker.upstream.connection import Link, LinkClosed
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ WAITING_FRAMES = 2
 
 BEHIND = 64 * 1024
 """Bytes that may wait for a client before its upstream is paused; the high-water mark of transports."""
+
+UNREAD = 1024 * 1024
+"""Bytes that may wait for a client that asks for one refusal after the other."""
 
 _CLEAN = frozenset({None, 0, 1000, 1001, 1005})
 """Close codes by which a client says that it is done; 0 and 1005 are closes without a code."""
@@ -45,7 +50,10 @@ FORWARDED = ("openai-beta",)
 
 
 class ClientSocket:
-    """One client socket: reads frames, starts turns as their lanes allow, and writes what they relay."""
+    """One client socket: takes its frames, starts turns as their lanes allow, and writes what they relay.
+
+    `behind_since` is the time (`time.monotonic`) since which the client is behind with reading, None while it is not.
+    """
 
     def __init__(
         self,
@@ -56,7 +64,9 @@ class ClientSocket:
         *,
         explicit: bool,
         request: web.Request,
+        tap: Tap | None,
     ) -> None:
+        assert request.transport is not None
         self.wiring = wiring
         self.tenant = tenant
         self.session = session
@@ -64,14 +74,24 @@ class ClientSocket:
         self.memory = SocketMemory()
         self.lanes: Lanes[TurnDriver] = Lanes(max_waiting=wiring.bounds.lane_queue)
         forwarded = {name: request.headers[name] for name in FORWARDED if name in request.headers}
-        self.links = Links(wiring.dialer, forwarded, self.aside, chance=wiring.chance.random)
-        self.sending_since: float | None = None
+        self.links = Links(wiring.dialer, forwarded, self, chance=wiring.chance.random)
+        self.behind_since: float | None = None
         self._ws = ws
         self._transport = request.transport
-        self.sink: Sink | None = RawWriter(self, request) if wiring.bounds.passage else None
+        self._writer = request.writer
         self._waiting_bytes = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._steers: dict[str | None, _Steers] = defaultdict(_Steers)
+        self._running: set[TurnDriver] = set()
+        self._quiet: asyncio.Event | None = None
+        self._steers: dict[str | None, _Steers] = {}
+        self._tap = tap
+        self._catching_up: asyncio.Task[None] | None = None
+        self.write: Callable[[bytes], object]
+        if tap is None:
+            self.write = self._write_ordinary
+        else:
+            self.write = self._transport.write
+            tap.on_behind = self._on_behind
+            tap.begin(self.take)
 
     @property
     def keeps_transcript(self) -> bool:
@@ -79,9 +99,9 @@ class ClientSocket:
         return self.tenant.transcript and self.wiring.bounds.transcript
 
     @property
-    def sending(self) -> bool:
+    def behind(self) -> bool:
         """Whether the client is behind with reading."""
-        return self.sending_since is not None
+        return self.behind_since is not None
 
     def join(self, session: Session) -> None:
         """The client has found back to a session; what it begins next belongs there, unless it has named another."""
@@ -90,71 +110,68 @@ class ClientSocket:
 
     # --- to the client ---
 
-    async def send(self, raw: bytes) -> None:
-        """One event to the client; waits while the client is behind. To a client that has left, nothing is sent."""
-        if self._ws.closed:
-            return
-        first = self.begin_sending()
+    def send(self, frames: Iterable[bytes]) -> None:
+        """Events to the client, in one write. To a client that has left, nothing is sent."""
+        if not self._ws.closed and not self._transport.is_closing():
+            self.write(b"".join([part for raw in frames for part in (text_header(len(raw)), raw)]))
+
+    def _write_ordinary(self, data: bytes) -> None:
+        """Where no tap tells whether the client is behind, its transport is asked after each write."""
+        self._transport.write(data)
+        if self._catching_up is None and self._transport.get_write_buffer_size() > BEHIND:
+            self._on_behind(True)
+            self._catching_up = asyncio.create_task(self._catch_up(), name="client-behind")
+
+    async def _catch_up(self) -> None:
         try:
-            await self._ws.send_frame(raw, WSMsgType.TEXT)
-        except (ClientConnectionError, ConnectionError, RuntimeError):
-            pass
+            with contextlib.suppress(ClientConnectionError, ConnectionError):
+                await self._writer.drain()
         finally:
-            self.end_sending(first)
+            self._catching_up = None
+            self._on_behind(False)
 
-    def begin_sending(self) -> bool:
-        """Something waits for the client; True if nothing did before: the oldest wait is the one that counts."""
-        if self.sending_since is not None:
-            return False
-        self.sending_since = time.monotonic()
-        return True
+    def _on_behind(self, behind: bool) -> None:
+        if behind:
+            self.behind_since = time.monotonic()
+            self.links.hold()
+        else:
+            self.behind_since = None
+            self.links.resume()
 
-    def end_sending(self, first: bool) -> None:
-        """What waited is gone; `first` is what `begin_sending` said."""
-        if first:
-            self.sending_since = None
-
-    async def send_all(self, frames: tuple[bytes, ...]) -> None:
-        """Several events to the client, in one write where that can be."""
-        sink = self.sink
-        if sink is None or self._ws.closed:
-            for raw in frames:
-                await self.send(raw)
-        elif not sink.write(b"".join([part for raw in frames for part in (_header(len(raw)), raw)])):
-            await sink.drained()
-
-    async def refuse(self, reply: ErrorReply, lane: str | None = None) -> None:
-        """An error that belongs to no turn; the socket stays."""
-        await self.send(reply.event(lane))
+    def refuse(self, reply: ErrorReply, lane: str | None = None) -> None:
+        """An error that belongs to no turn; the socket stays, unless the client reads none of what it asks for."""
+        if self._transport.get_write_buffer_size() > UNREAD:
+            self.abort()
+        self.send((reply.event(lane),))
 
     async def close(self, code: int, reason: str) -> None:
         """Close the client's socket, with a reason."""
-        self.wiring.metrics.closes.labels(str(code)).inc()
+        self.wiring.metrics.closes.inc(str(code))
+        self.links.hold()
         await self._ws.close(code=code, message=reason.encode())
 
     def abort(self) -> None:
         """Cut off a client that takes nothing any more."""
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
 
     # --- from the client ---
 
     async def serve(self) -> None:
-        """Read until the client leaves, then let go of everything, bounded in time."""
+        """Stay until the client leaves, then let go of everything, bounded in time."""
         clean = False
         try:
             while True:
                 message = await self._ws.receive()
                 if message.type is WSMsgType.TEXT:
-                    await self._take(message.data)
+                    self.take(message.data)
                 elif message.type is WSMsgType.BINARY:
-                    await self.refuse(
-                        errors.bad_request("invalid_frame", "Send text frames that hold one JSON object.")
-                    )
+                    self.refuse(errors.bad_request("invalid_frame", "Send text frames that hold one JSON object."))
                 else:
                     # 1011 and the like say that the client lost its patience or its network, not its interest
                     clean = message.type is WSMsgType.CLOSE and message.data in _CLEAN
                     break
+                if self._tap is not None:
+                    self._tap.taken()
         finally:
             await self._leave(clean)
 
@@ -162,14 +179,18 @@ class ClientSocket:
         self.lanes.abandon()
         for driver in self.lanes.all_running():
             driver.leave()
-        if self._tasks:
+        if self._running:
             # a commit under way is finished; everything else ends with the client
-            await asyncio.wait(self._tasks, timeout=self.wiring.bounds.leave)
+            self._quiet = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.wiring.bounds.leave):
+                    await self._quiet.wait()
         await self.links.close()
         if clean and not self.explicit:
             await self.wiring.sessions.close_cleanly(self.memory.sessions())
 
-    async def _take(self, raw: bytes) -> None:
+    def take(self, raw: bytes) -> None:
+        """One text frame of the client."""
         lane = None
         try:
             frame, raw = wire.read_client_frame(raw)
@@ -177,7 +198,7 @@ class ClientSocket:
             if frame.type == "response.create":
                 self._create(frame, raw)
             elif frame.type == "response.steer":
-                await self._steer(frame, raw)
+                self._steer(frame, raw)
             elif frame.type != "response.processed":
                 message = (
                     f"Unknown event type {frame.type[:64]!r}; this broker takes response.create and response.steer."
@@ -185,10 +206,10 @@ class ClientSocket:
                 raise BadFrame("unsupported_event_type", message, "type")
         except BadFrame as bad:
             known = lane if bad.code != "invalid_stream_id" else None
-            await self.refuse(errors.bad_request(bad.code, bad.message, bad.param), known)
+            self.refuse(errors.bad_request(bad.code, bad.message, bad.param), known)
         except LanesFull:
             message = f"More than {self.lanes.max_waiting} requests wait on this connection."
-            await self.refuse(errors.overloaded(message), lane)
+            self.refuse(errors.overloaded(message), lane)
 
     def _create(self, frame: ClientFrame, raw: bytes) -> None:
         request = Request(
@@ -205,38 +226,35 @@ class ClientSocket:
             raise LanesFull
         driver = TurnDriver(self, request, self.session)
         if self.lanes.admit(frame.stream_id, driver):
-            self._start(driver, events.Began())
+            self._begin(driver, events.Began())
         else:
             self._waiting_bytes += len(raw)
 
-    def _start(self, driver: TurnDriver, first: events.Event) -> None:
-        task = asyncio.create_task(self._run(driver, first), name=f"turn:{driver.request.turn_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _begin(self, driver: TurnDriver, first: events.Event) -> None:
+        self._running.add(driver)
+        driver.begin(first)
 
-    async def _run(self, driver: TurnDriver, first: events.Event) -> None:
+    def broke(self, driver: TurnDriver, error: Exception) -> None:
+        """A fault of ours: the client gets an honest end, the socket and the other lanes go on."""
+        log.error(
+            "turn broke", exc_info=error, extra={"session": driver.turn.session.sid, "turn": driver.request.turn_id}
+        )
+        self.wiring.metrics.turns.inc("broken")
+        message = f"The broker failed ({type(error).__name__}); nothing of this turn was kept."
+        self.refuse(ErrorReply(500, "broker_error", message, "server_error"), driver.request.lane)
+
+    def ended(self, driver: TurnDriver) -> None:
+        """A turn is over: whatever waits on its lane may begin."""
+        self._running.discard(driver)
+        if self._quiet is not None and not self._running:
+            self._quiet.set()
         lane = driver.request.lane
-        try:
-            await driver.run(first)
-        except Exception as error:
-            # a fault of ours: the client gets an honest end, the socket and the other lanes go on
-            log.exception("turn broke", extra={"session": driver.turn.session.sid, "turn": driver.request.turn_id})
-            self.wiring.metrics.turns.labels("broken").inc()
-            await self.refuse(
-                ErrorReply(
-                    500,
-                    "broker_error",
-                    f"The broker failed ({type(error).__name__}); nothing of this turn was kept.",
-                    "server_error",
-                ),
-                lane,
-            )
-        finally:
-            if self._steers[lane].accepted and driver.turn.outcome is Outcome.COMPLETED:
-                # the upstream goes on by itself; what waits on this lane comes after that
-                asyncio.get_running_loop().call_later(SUCCESSOR_WITHIN, self._release, lane, driver)
-            else:
-                self._release(lane, driver)
+        steers = self._steers.get(lane)
+        if steers is not None and steers.accepted and driver.turn.outcome is Outcome.COMPLETED:
+            # the upstream goes on by itself; what waits on this lane comes after that
+            asyncio.get_running_loop().call_later(SUCCESSOR_WITHIN, self._release, lane, driver)
+        else:
+            self._release(lane, driver)
 
     def _release(self, lane: str | None, driver: TurnDriver) -> None:
         """Let the next creates run, if this turn was the last on its lane."""
@@ -245,36 +263,37 @@ class ClientSocket:
         for waiting in self.lanes.finished(lane):
             self._waiting_bytes -= len(waiting.request.raw)
             waiting.turn.session = self.session
-            self._start(waiting, events.Began())
+            # not from here: turns that end at once would stand on each other's shoulders
+            asyncio.get_running_loop().call_soon(self._begin, waiting, events.Began())
 
     # --- steering ---
 
-    async def _steer(self, frame: ClientFrame, raw: bytes) -> None:
+    def _steer(self, frame: ClientFrame, raw: bytes) -> None:
         target = frame.previous_response_id or ""
         running = next((d for d in self.lanes.all_running() if d.response_id and d.response_id == target), None)
         if running is None or running.link is None:
-            await self.send(_steer_failed(target, bytes(frame.input)))
+            self.send((_steer_failed(target, bytes(frame.input)),))
             return
         words = wire.input_items(bytes(frame.input)).strip()[1:-1]
-        self._steers[running.request.lane].sent.append((target, words))
+        self._steers.setdefault(running.request.lane, _Steers()).sent.append((target, words))
         try:
-            await running.link.send(raw)
-        except (LinkClosed, LinkLost):
+            running.link.send(raw)
+        except LinkClosed:
             self.drop_steers(running.request.lane)
-            await self.send(_steer_failed(target, bytes(frame.input)))
+            self.send((_steer_failed(target, bytes(frame.input)),))
 
-    async def aside(self, link: Link, raw: bytes, lane: str | None) -> None:
+    def aside(self, link: Link, raw: bytes, lane: str | None) -> None:
         """An event that belongs to no running turn: a steer's answer, its successor, or the echo of one that ended."""
-        kind = wire.event_type(raw)
-        if kind == "response.created" and self._steers[lane].accepted:
+        kind, steers = wire.event_type(raw), self._steers.get(lane)
+        if kind == "response.created" and steers is not None and steers.accepted:
             self._succeed(link, raw, lane)
         elif kind.startswith("response.steer."):
             self.note_steer(raw, lane)
-            await self.send(raw)
+            self.send((raw,))
 
     def note_steer(self, raw: bytes, lane: str | None) -> None:
         """Follow which steers the upstream has taken: their words become part of the conversation."""
-        steers, kind = self._steers[lane], wire.event_type(raw)
+        steers, kind = self._steers.setdefault(lane, _Steers()), wire.event_type(raw)
         if steers.sent and kind in ("response.steer.accepted", "response.steer.failed"):
             steer = steers.sent.pop(0)
             if kind == "response.steer.accepted":
@@ -285,7 +304,10 @@ class ClientSocket:
 
     def take_steers(self, lane: str | None, target: str | None) -> list[bytes]:
         """The accepted steers of the response `target`, which the next response on this lane answers."""
-        accepted, self._steers[lane].accepted = self._steers[lane].accepted, []
+        steers = self._steers.get(lane)
+        if steers is None:
+            return []
+        accepted, steers.accepted = steers.accepted, []
         return [words for of, words in accepted if of == target]
 
     def drop_steers(self, lane: str | None) -> None:
@@ -308,47 +330,7 @@ class ClientSocket:
         driver = TurnDriver(self, request, session)
         driver.ride(link, wire.response_of(raw)[0])
         self.lanes.adopt(lane, driver)
-        self._start(driver, events.Succeeded(link.credential, parent, raw))
-
-
-class RawWriter:
-    """Writes frames to a client as the bytes they are, beside what `ClientSocket.send` writes frame by frame."""
-
-    def __init__(self, socket: ClientSocket, request: web.Request) -> None:
-        self._socket = socket
-        self._transport = request.transport
-        self._writer = request.writer
-        self._first = False
-
-    def write(self, data: bytes) -> bool:
-        """Write whole frames; False if the client is behind."""
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return True
-        transport.write(data)
-        if transport.get_write_buffer_size() <= BEHIND:
-            return True
-        self._first = self._socket.begin_sending() or self._first
-        return False
-
-    async def drained(self) -> None:
-        """Wait until the client has caught up, or is gone."""
-        try:
-            await self._writer.drain()
-        except (ClientConnectionError, ConnectionError):
-            pass
-        finally:
-            self._socket.end_sending(self._first)
-            self._first = False
-
-
-def _header(size: int) -> bytes:
-    """The header of a whole, unmasked text frame (RFC 6455 5.2)."""
-    if size < 126:
-        return bytes((0x81, size))
-    if size < 1 << 16:
-        return b"\x81\x7e" + size.to_bytes(2, "big")
-    return b"\x81\x7f" + size.to_bytes(8, "big")
+        self._begin(driver, events.Succeeded(link.credential, parent, raw))
 
 
 class _Steers:

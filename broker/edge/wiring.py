@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from broker.domain.turn import Policy
 from broker.edge.health import HealthBoard
+from broker.edge.pulse import Pulse
 from broker.edge.sessions import Sessions
 from broker.metrics import Metrics
 from broker.store.journal import Journal
@@ -29,7 +30,7 @@ class Bounds:
     max_sockets: int = 2000
     lane_queue: int = 64
     transcript: bool = True
-    passage: bool = True
+    tap: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,4 +45,5 @@ class Wiring:
     store: SessionStore
     journal: Journal
     dialer: Dialer
+    pulse: Pulse
     chance: random.Random

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import struct
 import zlib
@@ -19,7 +18,7 @@ CHUNK = 256 * 1024
 
 COMPRESS_FROM = 16 * 1024
 THREAD_FROM = 256 * 1024
-"""Bytes from which the work is noticed by other sessions, and so is done in a thread."""
+"""Bytes from which the work is noticed by other sessions, and so belongs in a thread."""
 
 _VERSION = 0x10
 _COMPRESSED = 0x01
@@ -45,19 +44,8 @@ class Codec:
             raise ValueError("a transcript key has 32 bytes")
         self._cipher = AESGCM(key) if key is not None else None
 
-    async def encode(self, sid: str, turn_id: str, items: TurnItems) -> list[bytes]:
-        """The chunks of a turn's items; large ones are worked on in a thread."""
-        if len(items.inputs) + len(items.outputs) > THREAD_FROM:
-            return await asyncio.to_thread(self._encode, sid, turn_id, items)
-        return self._encode(sid, turn_id, items)
-
-    async def decode(self, sid: str, turn_id: str, chunks: Sequence[bytes]) -> TurnItems:
-        """The items behind these chunks; raises `Unreadable`."""
-        if sum(map(len, chunks)) > THREAD_FROM:
-            return await asyncio.to_thread(self._decode, sid, turn_id, chunks)
-        return self._decode(sid, turn_id, chunks)
-
-    def _encode(self, sid: str, turn_id: str, items: TurnItems) -> list[bytes]:
+    def encode(self, sid: str, turn_id: str, items: TurnItems) -> list[bytes]:
+        """The chunks of a turn's items."""
         flags = _VERSION
         body = _frame(items)
         if len(body) >= COMPRESS_FROM:
@@ -70,7 +58,8 @@ class Codec:
         whole = bytes((flags,)) + body
         return [whole[at : at + CHUNK] for at in range(0, len(whole), CHUNK)]
 
-    def _decode(self, sid: str, turn_id: str, chunks: Sequence[bytes]) -> TurnItems:
+    def decode(self, sid: str, turn_id: str, chunks: Sequence[bytes]) -> TurnItems:
+        """The items behind these chunks; raises `Unreadable`."""
         whole = b"".join(chunks)
         if not whole or whole[0] & 0xF0 != _VERSION:
             raise Unreadable("unknown format")

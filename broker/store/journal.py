@@ -14,7 +14,9 @@ import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
+
+import msgspec
 
 from broker.domain.transcript import Commit, StoredTurn, TurnMeta
 from broker.store.connection import REFUSED, StoreUnavailable
@@ -30,8 +32,6 @@ WINDOW = 32
 MAX_REFUSALS = 5
 """How often a server may refuse the same turn before it is set aside, so that it does not hold up all others."""
 
-_T = TypeVar("_T")
-
 Listener = Callable[[Commit, Committed], None]
 
 
@@ -39,11 +39,14 @@ class JournalFull(Exception):
     """The store is away and the journal has no room; whether this turn was written is unknown."""
 
 
-@dataclass(frozen=True, slots=True)
-class Queued:
+class Queued(msgspec.Struct, frozen=True):
     """The store is away; the turn is the `position`-th to be written when it is back."""
 
     position: int
+
+
+Landed = Committed | Queued | JournalFull | Exception
+"""What has become of a turn; an exception of another kind is a fault of ours."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +60,7 @@ class _Entry:
 
     @property
     def size(self) -> int:
-        return 0 if self.commit is None else _size(self.commit)
+        return 0 if self.commit is None else self.commit.items.size
 
 
 class Journal:
@@ -74,9 +77,10 @@ class Journal:
         self._queue: deque[_Entry] = deque()
         self._bytes = 0
         self._waiting = asyncio.Event()
-        self._empty = asyncio.Event()
-        self._empty.set()
-        self._commits: set[asyncio.Task[Any]] = set()
+        self._under_way = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._calm = asyncio.Event()
+        self._calm.set()
         self._writer: asyncio.Task[None] | None = None
         self._listeners: list[Listener] = []
         self.abandoned = 0
@@ -101,28 +105,58 @@ class Journal:
         """Flush for at most `deadline` seconds and stop; the answer is how many turns are left unwritten."""
         try:
             async with asyncio.timeout(deadline):
-                while self._commits or self._queue:
-                    if self._commits:
-                        await asyncio.wait(self._commits)
-                    await self._empty.wait()
+                self._show_calm()
+                await self._calm.wait()
         except TimeoutError:
             pass
         if self._writer is not None:
             # what it has asked of the store is done all the same, only nobody waits for it
             self._writer.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
-        return sum(entry.commit is not None for entry in self._queue) + len(self._commits)
+        return sum(entry.commit is not None for entry in self._queue) + self._under_way + len(self._tasks)
 
-    async def commit(self, commit: Commit) -> Committed | Queued:
-        """Write a turn, or queue it if the store is away; raises `JournalFull`.
+    def submit(self, commit: Commit, then: Callable[[Landed], None]) -> None:
+        """Write a turn, or queue it if the store is away; `then` is called from the loop, never at once.
 
         Takes at most about `retry_for` seconds and one timeout longer than the store, and no time while turns wait.
         """
-        return await self._unbroken(self._commit(commit))
+        entry = _Entry(commit.sid, commit)
+        if self._queue:
+            asyncio.get_running_loop().call_soon(self._queue_up, entry, then)
+            return
+
+        def tried(outcome: Committed | Exception) -> None:
+            self._under_way -= 1
+            if isinstance(outcome, StoreUnavailable):
+                self._run(self._try_again(entry, then))
+            else:
+                then(outcome)
+            self._show_calm()
+
+        self._store.submit(commit, tried)
+        self._under_way += 1
+
+    async def _try_again(self, entry: _Entry, then: Callable[[Landed], None]) -> None:
+        try:
+            committed = await self._insist(entry, BACKOFF[0] / 2)
+        except Exception as error:  # noqa: BLE001 - whoever waits shall hear of it
+            then(error)
+            return
+        if isinstance(committed, Committed):
+            then(committed)
+        else:
+            self._queue_up(entry, then)
+
+    def _queue_up(self, entry: _Entry, then: Callable[[Landed], None]) -> None:
+        if len(self._queue) >= self._max_turns or self._bytes + entry.size > self._max_bytes:
+            then(JournalFull(f"{len(self._queue)} turns, {self._bytes} bytes"))
+            return
+        self._append(entry)
+        then(Queued(len(self._queue)))
 
     async def close_cleanly(self, sid: str, last_turn: str = "") -> None:
         """`SessionStore.close_cleanly`, after all that this session still has to write."""
-        await self._unbroken(self._close_session(sid, last_turn))
+        await asyncio.shield(self._run(self._close_session(sid, last_turn)))
 
     def pending(self, sid: str) -> list[Commit]:
         """The turns of a session that wait, oldest first."""
@@ -174,40 +208,46 @@ class Journal:
             elif entry.commit.meta.response_id == response_id and (entry.commit.meta.store or entry.sid not in closed):
                 yield entry.commit
 
-    async def _unbroken(self, work: Coroutine[Any, Any, _T]) -> _T:
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Work that goes on although whoever waits for it is cancelled."""
         task = asyncio.create_task(work)
-        self._commits.add(task)
-        task.add_done_callback(self._commits.discard)
-        return await asyncio.shield(task)
+        self._tasks.add(task)
+        self._calm.clear()
+        task.add_done_callback(self._ran)
+        return task
 
-    async def _commit(self, commit: Commit) -> Committed | Queued:
-        entry = _Entry(commit.sid, commit)
-        committed = await self._insist(entry)
-        if isinstance(committed, Committed):
-            return committed
-        if len(self._queue) >= self._max_turns or self._bytes + entry.size > self._max_bytes:
-            raise JournalFull(f"{len(self._queue)} turns, {self._bytes} bytes")
-        self._append(entry)
-        return Queued(len(self._queue))
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._show_calm()
+
+    def _show_calm(self) -> None:
+        if self._under_way or self._tasks or self._queue:
+            self._calm.clear()
+        else:
+            self._calm.set()
 
     async def _close_session(self, sid: str, last_turn: str) -> None:
         entry = _Entry(sid, last_turn=last_turn)
         if await self._insist(entry) is None:
             self._append(entry)
 
-    async def _insist(self, entry: _Entry) -> Committed | bool | None:
-        """What the store answered, None if it is away: at once where something waits already, else after some tries."""
+    async def _insist(self, entry: _Entry, pause: float = 0.0) -> Committed | bool | None:
+        """What the store answered, None if it is away: at once where something waits already, else after some tries.
+
+        With a `pause`, one try was made already.
+        """
         clock = asyncio.get_running_loop().time
-        pause, give_up = BACKOFF[0] / 2, None
+        give_up = clock() + self._retry_for if pause else None
         while not self._queue:
+            if pause:
+                await asyncio.sleep(pause)
             try:
                 return await self._perform(entry)
             except StoreUnavailable:
                 give_up = give_up or clock() + self._retry_for
+                pause = pause * 2 or BACKOFF[0] / 2
                 if clock() + pause > give_up:
                     return None
-            await asyncio.sleep(pause)
-            pause *= 2
         return None
 
     async def _perform(self, entry: _Entry) -> Committed | bool:
@@ -218,7 +258,7 @@ class Journal:
     def _append(self, entry: _Entry) -> None:
         self._queue.append(entry)
         self._bytes += entry.size
-        self._empty.clear()
+        self._calm.clear()
         self._waiting.set()
 
     async def _write(self) -> None:
@@ -241,7 +281,7 @@ class Journal:
         self._queue.extendleft(reversed(left))
         if not self._queue:
             self._waiting.clear()
-            self._empty.set()
+            self._show_calm()
         return not left
 
     def _window(self) -> list[_Entry]:
@@ -268,7 +308,3 @@ class Journal:
                 # not called directly: what a listener raises must not end the writing
                 asyncio.get_running_loop().call_soon(listener, entry.commit, outcome)
         return True
-
-
-def _size(commit: Commit) -> int:
-    return len(commit.items.inputs) + len(commit.items.outputs)

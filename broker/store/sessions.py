@@ -5,8 +5,8 @@ There is no owner and no lease. A late node is answered what is true now, and ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -14,8 +14,8 @@ import msgspec
 from broker.domain.session import Pin, Session, derive_rid
 from broker.domain.transcript import Commit, StoredTurn, TurnItems, TurnMeta
 from broker.store import keys, scripts
-from broker.store.codec import CHUNK, Codec, Unreadable
-from broker.store.connection import Command, Connection, call, command
+from broker.store.codec import CHUNK, THREAD_FROM, Codec, Unreadable
+from broker.store.connection import BULKY, Command, Connection, StoreUnavailable, call, command
 
 MAX_CHAIN = 100_000
 """Turns after which a chain is no longer followed."""
@@ -34,23 +34,20 @@ class ChainBroken(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(msgspec.Struct, frozen=True):
     """The pin is now this one."""
 
     pin: Pin
 
 
-@dataclass(frozen=True, slots=True)
-class Stale:
+class Stale(msgspec.Struct, frozen=True):
     """Somebody else moved the pin first (None: there is none any more); nothing was changed."""
 
     pin: Pin | None
     incremental_disabled: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True):
     """A turn is written (`duplicate`: it already was), and this is the session's pin.
 
     `kept` is False where the items were not recorded: the turn can be continued, but never rebuilt.
@@ -104,6 +101,7 @@ class SessionStore:
         self._codec = codec
         self._ttl = max(1, round(idle_ttl * 1000))
         self._max_transcript = max_transcript
+        self._encoding: set[asyncio.Task[None]] = set()
 
     async def load(self, sid: str) -> Session | None:
         """The session as it is now, None if it is unknown. One round trip."""
@@ -140,16 +138,40 @@ class SessionStore:
 
     async def commit(self, commit: Commit) -> Committed:
         """Append a turn. Written twice it is written once, so it is safe to repeat. One round trip."""
+        answer: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        self.submit(commit, lambda outcome: _settle(answer, outcome))
+        return await answer
+
+    def submit(self, commit: Commit, then: Callable[[Committed | Exception], None]) -> None:
+        """The same for callers without a task: `then` is called from the loop, with `StoreUnavailable` if it failed."""
         meta = commit.meta
-        chunks = await self._codec.encode(commit.sid, meta.turn_id, commit.items) if meta.kept else []
-        rid = derive_rid(commit.tenant, meta.response_id) if meta.response_id else ""
+        if not meta.kept:
+            self._write(commit, [], then)
+        elif commit.items.size <= THREAD_FROM:
+            self._write(commit, self._codec.encode(commit.sid, meta.turn_id, commit.items), then)
+        else:
+            encoding = asyncio.create_task(self._encode_large(commit, then))
+            self._encoding.add(encoding)
+            encoding.add_done_callback(self._encoding.discard)
+
+    async def _encode_large(self, commit: Commit, then: Callable[[Committed | Exception], None]) -> None:
+        try:
+            chunks = await asyncio.to_thread(self._codec.encode, commit.sid, commit.meta.turn_id, commit.items)
+            self._write(commit, chunks, then)
+        except Exception as error:  # noqa: BLE001 - whoever waits shall hear of it
+            then(error)
+
+    def _write(self, commit: Commit, chunks: Sequence[bytes], then: Callable[[Committed | Exception], None]) -> None:
+        response_id = commit.meta.response_id
+        rid = derive_rid(commit.tenant, response_id) if response_id else ""
         commands = [call(scripts.COMMIT, keys.of_session(commit.sid), self._commit_args(commit, rid, chunks))]
         if rid:
             commands.append(command("SET", keys.response(rid), commit.sid, "PX", self._ttl))
-        status, *pin, disabled, kept = map(_text, (await self._connection.ask(*commands))[0])
-        settled = _pin(*pin)
-        assert settled is not None  # the script stores one where there is none
-        return Committed("duplicate" if status == "duplicate" else "ok", settled, disabled == "1", kept == "1")
+
+        def answered(answers: list[Any] | StoreUnavailable) -> None:
+            then(answers if isinstance(answers, StoreUnavailable) else _committed(answers[0]))
+
+        self._connection.submit(commands, answered, bulky=sum(map(len, chunks)) > BULKY)
 
     def _commit_args(self, commit: Commit, rid: str, chunks: Sequence[bytes]) -> list[str | bytes | int]:
         meta, size = commit.meta, sum(map(len, chunks))
@@ -209,7 +231,8 @@ class SessionStore:
 
     async def _fetch(self, sid: str, part: Sequence[tuple[str, _Record]]) -> list[StoredTurn]:
         wanted = [f"{turn_id}:{i}" for turn_id, record in part for i in range(record.chunks)]
-        answers = await self._connection.ask(*_chunk_commands(keys.turns(sid), wanted), read=True)
+        bulky = sum(record.size for _, record in part) > BULKY
+        answers = await self._connection.ask(*_chunk_commands(keys.turns(sid), wanted), read=True, bulky=bulky)
         chunks = iter([chunk for answer in answers for chunk in answer])
         turns = []
         for turn_id, record in part:
@@ -222,7 +245,9 @@ class SessionStore:
         if len(whole) < len(chunks):
             raise ChainBroken("items of a turn are missing")
         try:
-            return await self._codec.decode(sid, turn_id, whole)
+            if sum(map(len, whole)) > THREAD_FROM:
+                return await asyncio.to_thread(self._codec.decode, sid, turn_id, whole)
+            return self._codec.decode(sid, turn_id, whole)
         except Unreadable as error:
             raise ChainBroken(f"unreadable: {error}") from error
 
@@ -259,6 +284,22 @@ class SessionStore:
     async def ping(self) -> None:
         """Returns if the store answers."""
         await self._connection.ping()
+
+
+def _settle(answer: asyncio.Future[Committed], outcome: Committed | Exception) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, Exception):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
+
+
+def _committed(answer: Sequence[Any]) -> Committed:
+    status, *pin, disabled, kept = map(_text, answer)
+    settled = _pin(*pin)
+    assert settled is not None  # the script stores one where there is none
+    return Committed("duplicate" if status == "duplicate" else "ok", settled, disabled == "1", kept == "1")
 
 
 def _text(value: Any) -> str:

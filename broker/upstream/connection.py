@@ -19,29 +19,26 @@ from broker.domain import wire
 from broker.domain.classify import classify_close, classify_handshake
 from broker.domain.credential import Credential
 from broker.domain.failure import Failure, FailureKind
-from broker.upstream.passage import Gate, Passage, Sink, install
+from broker.tap import Tap, masked
+from broker.upstream.passage import NoteItem, Passage, Write, install
 
 log = logging.getLogger(__name__)
 
 REFUSAL_BYTES = 64 * 1024
 REMEMBERED = 256
-SEND_TIMEOUT = 30.0
 
 
 class Listener(Protocol):
     """Who takes what comes back on a lane."""
 
-    async def receive(self, raw: bytes, kind: wire.EventKind) -> None:
-        """One event of the lane's turn. Waiting here holds up this socket and nobody else's."""
+    full: bool
+    """It has as much to deal with as it may have; its socket is not read until it says `Link.proceed`."""
 
-    def gate(self) -> Sink | Gate:
-        """Where plain output of this turn may pass without a look at it, or what may happen instead."""
+    def receive(self, raw: bytes, kind: wire.EventKind) -> None:
+        """One event of the lane's turn."""
 
-    def passed(self) -> None:
-        """Output has passed."""
-
-    def note_item(self, raw: bytes) -> None:
-        """An item that has passed (raises `wire.Garbage`)."""
+    def note_item(self, raw: bytes) -> bool:
+        """An item that is about to pass; False if it cannot be read, so that it comes by `receive` instead."""
 
     def take_over(self, frames: list[tuple[bytes, wire.EventKind]]) -> None:
         """Events of this lane that came before it was this listener's."""
@@ -51,6 +48,17 @@ class Listener(Protocol):
 
     def expired(self) -> None:
         """The vendor has announced the end of the socket."""
+
+
+class Host(Protocol):
+    """Whom a link serves: one client, with all its turns."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether the client is behind with reading, so that nothing more is read for it."""
+
+    def aside(self, link: Link, raw: bytes, lane: str | None) -> None:
+        """An event that belongs to no running turn."""
 
 
 class Refused(Exception):
@@ -63,10 +71,6 @@ class Refused(Exception):
 
 class LinkClosed(Exception):
     """The socket was already gone; nothing was sent."""
-
-
-class LinkLost(Exception):
-    """The socket went while something was being sent: it may have arrived."""
 
 
 class _Upgrade(ClientResponse):
@@ -87,12 +91,23 @@ class _Upgrade(ClientResponse):
                 async with asyncio.timeout(2.0):
                     body = await self.content.read(REFUSAL_BYTES)
             raise _NotUpgraded(self.status, dict(self.headers), body)
-        _passage.set(install(connection))
+        transport = connection.transport
+        if transport is not None and (settled := _upgraded.get()) is not None:
+            settled.transport = transport
+            settled.passage = install(connection) if settled.tapped else None
         return self
 
 
-_passage: ContextVar[Passage | None] = ContextVar("passage", default=None)
-"""What `_Upgrade.start` has put into the connection, for the `dial` that waits for it in the same task."""
+@dataclass(slots=True)
+class _Upgraded:
+    """What `_Upgrade.start` has found in the connection, for the `dial` that waits for it in the same task."""
+
+    tapped: bool
+    transport: asyncio.Transport | None = None
+    passage: Passage | None = None
+
+
+_upgraded: ContextVar[_Upgraded | None] = ContextVar("upgraded", default=None)
 
 
 class _NoAnswer(Exception):
@@ -119,12 +134,14 @@ class DialSettings:
 class Dialer:
     """Opens links. One for a process; it holds the connector and closes it.
 
-    `open_links` are open now, `ordinary` were opened without a passage and cost more per frame.
+    `open_links` are open now. With `tap` False links have no passage and cost more per frame; `ordinary` counts those
+    that have none although they should.
     """
 
-    def __init__(self, settings: DialSettings, *, clock: Callable[[], float]) -> None:
+    def __init__(self, settings: DialSettings, *, clock: Callable[[], float], tap: bool = True) -> None:
         self._settings = settings
         self._clock = clock
+        self._tap = tap
         self._client: aiohttp.ClientSession | None = None
         self.open_links = 0
         self.ordinary = 0
@@ -144,11 +161,11 @@ class Dialer:
         if self._client is not None:
             await self._client.close()
 
-    async def dial(
-        self, credential: Credential, headers: Mapping[str, str], aside: Callable[[bytes, str | None], object]
-    ) -> Link:
+    async def dial(self, credential: Credential, headers: Mapping[str, str], host: Host) -> Link:
         """A fresh socket of `credential`. Raises `Refused` with the failure, classified; bounded in time."""
         assert self._client is not None, "the dialer was not started"
+        upgraded = _Upgraded(self._tap)
+        _upgraded.set(upgraded)
         try:
             async with asyncio.timeout(self._settings.connect):
                 socket = await self._client.ws_connect(
@@ -167,11 +184,14 @@ class Dialer:
             raise Refused(Failure(FailureKind.TRANSPORT_LOST, code=str(lost), independent=True)) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Refused(Failure(FailureKind.TRANSPORT_LOST, code=type(error).__name__, independent=True)) from None
-        passage = _passage.get()
-        if passage is None and not self.ordinary:
-            log.warning("frames take the ordinary path", extra={"credential": credential.name})
-        self.ordinary += passage is None
-        return Link(credential, socket, self, aside, passage)
+        transport, passage = upgraded.transport, upgraded.passage
+        if transport is None:
+            raise Refused(Failure(FailureKind.TRANSPORT_LOST, code="closed_at_once", independent=True))
+        if passage is None and self._tap:
+            if not self.ordinary:
+                log.warning("frames take the ordinary path", extra={"credential": credential.name})
+            self.ordinary += 1
+        return Link(credential, socket, transport, self, host, passage)
 
 
 def _identity(credential: Credential) -> dict[str, str]:
@@ -192,24 +212,27 @@ class Link:
         self,
         credential: Credential,
         socket: aiohttp.ClientWebSocketResponse[bool],
+        transport: asyncio.Transport,
         dialer: Dialer,
-        aside: Callable[[bytes, str | None], object],
+        host: Host,
         passage: Passage | None,
     ) -> None:
         self.credential = credential
-        self.opened = asyncio.get_running_loop().time()
         self.retired = False
+        self.ended: dict[str | None, str] = {}
         self._socket = socket
+        self._transport = transport
         self._dialer = dialer
-        self._aside = aside
+        self._host = host
         self._minted: OrderedDict[str, str | None] = OrderedDict()
         self._listeners: dict[str | None, Listener] = {}
-        self._passing: Listener | None = None
         self._named = False
-        self.ended: dict[str | None, str] = {}
+        self._gone = False
+        self._room: asyncio.Event | None = None
+        self._opened: tuple[Write, NoteItem] | None = None
         self._passage = passage
         if passage is not None:
-            passage.opening = self
+            passage.begin(self.take, self.ready)
         dialer.open_links += 1
         self._reader = asyncio.create_task(self._read(), name=f"link:{credential.name}")
 
@@ -241,12 +264,14 @@ class Link:
     @property
     def usable(self) -> bool:
         """Whether another turn may start on it."""
-        return not self.retired and not self._socket.closed and not self._reader.done()
+        return not (self.retired or self._gone or self._transport.is_closing())
 
     def attach(self, lane: str | None, listener: Listener) -> None:
         """Events of this lane go to `listener` from now on."""
-        self._named = self._named or lane is not None
+        if lane is not None:
+            self._named = True
         self._listeners[lane] = listener
+        self.shut()
 
     def listener(self, lane: str | None) -> Listener | None:
         """Who takes the events of a lane."""
@@ -256,24 +281,24 @@ class Link:
         """This listener's turn is over; a retired link closes with its last one."""
         if self._listeners.get(lane) is listener:
             del self._listeners[lane]
+            self.shut()
             self.proceed()
 
-    async def send(self, frame: bytes) -> None:
-        """Send one frame up. Raises `LinkClosed` if it was not sent, `LinkLost` if that is unknown."""
-        gone = self._passage is not None and self._passage.closing
-        if gone or self._socket.closed or self._reader.done():
+    def send(self, frame: bytes) -> None:
+        """Send one frame up. Raises `LinkClosed` if it was not sent; one that is lost on its way is told by `lost`."""
+        if self._gone or self._transport.is_closing() or self._socket.closed:
             raise LinkClosed
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT):
-                await self._socket.send_frame(frame, WSMsgType.TEXT)
-        except (aiohttp.ClientError, OSError, TimeoutError, RuntimeError):
-            self.retired = True
-            raise LinkLost from None
+        self._transport.write(masked(frame))
 
     def keep_alive(self) -> None:
-        """The client is behind, so nothing is read here; the vendor is not to blame for its silence."""
-        if self._passage is not None and not self._passage.closing:
-            self._passage.keep_alive()
+        """Nothing is read here, or nothing that aiohttp would see; the vendor is not to blame for its silence."""
+        if self._transport.is_closing():
+            return
+        protocol = self._transport.get_protocol()
+        if isinstance(protocol, Tap):
+            protocol.keep_alive()
+        elif isinstance(protocol, asyncio.Protocol):
+            protocol.data_received(b"")
 
     async def close(self) -> None:
         """Close the socket and wait for its reader, bounded."""
@@ -283,43 +308,62 @@ class Link:
 
     # --- what comes back ---
 
-    def gate(self) -> Sink | Gate:
-        """Whether plain output may pass: only while one turn alone is on this link, and says so.
+    def open(self, listener: Listener, write: Write) -> None:
+        """Plain output may pass to `write`, if the turn of `listener` is alone here.
 
         Where lanes have names, every frame must be asked for its own: one that was abandoned may still speak.
         """
-        if self._named or len(self._listeners) != 1:
-            return Gate.ALL
-        (self._passing,) = self._listeners.values()
-        return self._passing.gate()
+        if self._passage is None or self._named or len(self._listeners) != 1:
+            return
+        self._opened = (write, listener.note_item)
+        if not self._host.behind:
+            self._passage.open(*self._opened)
 
-    def passed(self) -> None:
-        """Output of the passing turn has gone to its client."""
-        if self._passing is not None:
-            self._passing.passed()
+    def shut(self) -> None:
+        """Nothing passes any more without being looked at."""
+        if self._opened is not None:
+            self._opened = None
+            self.hold()
+
+    def hold(self) -> None:
+        """The client is behind: nothing passes until `resume`."""
+        if self._passage is not None:
+            self._passage.shut()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        if self._passage is not None and self._opened is not None:
+            self._passage.open(*self._opened)
+        self.proceed()
+
+    def passed(self) -> bool:
+        """Whether output has passed since this was last asked."""
+        passage = self._passage
+        if passage is None or not passage.passed:
+            return False
+        passage.passed = False
+        return True
+
+    def ready(self) -> bool:
+        """Whether another message can be dealt with; who has brought it to say no calls `proceed` later."""
+        for listener in self._listeners.values():
+            if listener.full:
+                return False
+        return not self._host.behind
 
     def proceed(self) -> None:
-        """The turn on this link has dealt with what it was given."""
+        """There may be room again."""
         if self._passage is not None:
             self._passage.go()
-
-    def note_item(self, raw: bytes) -> bool:
-        """An item of the passing turn is done; False if it cannot be read."""
-        try:
-            if self._passing is not None:
-                self._passing.note_item(raw)
-        except wire.Garbage:
-            return False
-        return True
+        if self._room is not None:
+            self._room.set()
 
     async def _read(self) -> None:
         failure = Failure(FailureKind.TRANSPORT_LOST, code="closed_by_us", orderly=True)
         try:
             async for message in self._socket:
                 if message.type is WSMsgType.TEXT:
-                    await self.dispatch(message.data)
-                    if self._passage is not None:
-                        self._passage.taken()
+                    await self._take_ordinary(message.data)
                 elif message.type is WSMsgType.PING:
                     # one that can no longer be answered must not cost what came behind it
                     with contextlib.suppress(aiohttp.ClientError, OSError):
@@ -328,45 +372,73 @@ class Link:
                     raise wire.Garbage("a binary frame")
             failure = classify_close(self._socket.close_code)
         except wire.Garbage:
-            failure = Failure(FailureKind.TRANSPORT_LOST, code="garbage")
+            failure = _GARBAGE
         except (aiohttp.ClientError, OSError):
             failure = classify_close(1006)
         finally:
-            self.retired = True
-            self._dialer.open_links -= 1
-            if len(self._listeners) > 1 and failure.kind is FailureKind.REQUEST_FAULT:
-                # one of them sent what ended the socket for all, and nobody can say which
-                failure = Failure(FailureKind.TRANSPORT_LOST, code=failure.code, orderly=True)
-            for listener in list(self._listeners.values()):
-                listener.lost(failure)
-            self._listeners.clear()
+            self._end(failure)
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(1.0):
                     await self._socket.close()
 
-    async def dispatch(self, raw: bytes) -> None:
-        """Hand one event to whom it belongs. An event that belongs to nobody goes aside (raises `Garbage`)."""
-        kind = wire.event_kind(raw)
-        lane = wire.event_lane(raw)
+    async def _take_ordinary(self, raw: bytes) -> None:
+        while not self.ready():
+            self._room = self._room or asyncio.Event()
+            self._room.clear()
+            await self._room.wait()
+        self.take(raw)
+        if self._passage is not None:
+            self._passage.taken()
+
+    def _end(self, failure: Failure) -> None:
+        """No event comes from here any more; whoever still waits for one is told why."""
+        if self._gone:
+            return
+        self._gone = self.retired = True
+        self.shut()
+        self._dialer.open_links -= 1
+        if len(self._listeners) > 1 and failure.kind is FailureKind.REQUEST_FAULT:
+            # one of them sent what ended the socket for all, and nobody can say which
+            failure = Failure(FailureKind.TRANSPORT_LOST, code=failure.code, orderly=True)
+        listeners = list(self._listeners.values())
+        self._listeners.clear()
+        for listener in listeners:
+            listener.lost(failure)
+
+    def take(self, raw: bytes) -> None:
+        """Hand one event to whom it belongs. An event that belongs to nobody goes aside; garbage ends the link."""
+        if self._gone:
+            return
+        try:
+            self._dispatch(raw, wire.event_kind(raw))
+        except wire.Garbage:
+            self._end(_GARBAGE)
+            self._reader.cancel()
+
+    def _dispatch(self, raw: bytes, kind: wire.EventKind) -> None:
+        # a vendor names a lane only where the client has named one, so most sockets never look
+        lane = wire.event_lane(raw) if self._named else None
         owner = self._listeners.get(lane)
-        if owner is None and lane is None and kind is wire.EventKind.FAILURE and len(self._listeners) == 1:
-            # an error that the vendor could not attribute (protocol.md 3.8), and only one turn it can mean
-            (owner,) = self._listeners.values()
-        if kind is wire.EventKind.FAILURE and b"websocket_connection_limit_reached" in raw:
-            # it ends the socket for all; one that carries a number or a lane ends that very response as well
-            named = owner if lane is not None or b'"sequence_number"' in raw else None
-            self._expire(apart_from=named)
-            if named is None:
-                return
+        if kind is wire.EventKind.FAILURE:
+            if owner is None and lane is None and len(self._listeners) == 1:
+                # an error that the vendor could not attribute (protocol.md 3.8), and only one turn it can mean
+                (owner,) = self._listeners.values()
+            if b"websocket_connection_limit_reached" in raw:
+                # it ends the socket for all; one that carries a number or a lane ends that very response as well
+                named = owner if lane is not None or b'"sequence_number"' in raw else None
+                self._expire(apart_from=named)
+                if named is None:
+                    return
         if owner is not None:
-            await owner.receive(raw, kind)
+            owner.receive(raw, kind)
         else:
-            result = self._aside(raw, lane)
-            if asyncio.iscoroutine(result):
-                await result
+            self._host.aside(self, raw, lane)
 
     def _expire(self, apart_from: Listener | None) -> None:
         self.retired = True
         for listener in list(self._listeners.values()):
             if listener is not apart_from:
                 listener.expired()
+
+
+_GARBAGE = Failure(FailureKind.TRANSPORT_LOST, code="garbage")

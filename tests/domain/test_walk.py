@@ -10,6 +10,7 @@ from random import Random
 from typing import ClassVar, get_args
 
 import pytest
+from msgspec import structs
 
 from broker.domain import events
 from broker.domain.commands import (
@@ -239,7 +240,10 @@ class SkipsEpochs(Turn):
 
     def _bind(self, event: Placed) -> list[Command]:
         commands = Turn._bind(self, event)
-        return [MovePin(c.expected, replace(c.to, epoch=c.to.epoch + 1)) if type(c) is MovePin else c for c in commands]
+        return [
+            MovePin(c.expected, structs.replace(c.to, epoch=c.to.epoch + 1)) if type(c) is MovePin else c
+            for c in commands
+        ]
 
 
 class LeavesTheBoundary(Turn):
@@ -263,7 +267,7 @@ class InventsATime(Rewired):
     """A client is told a reset that no vendor named."""
 
     def _nobody(self, event: NonePlaced, now: float) -> list[Command]:
-        return Turn._none_placed(self, replace(event, resets_at=event.resets_at or event.at + 60), now)
+        return Turn._none_placed(self, structs.replace(event, resets_at=event.resets_at or event.at + 60), now)
 
     rewired: ClassVar = {(State.PLACING, NonePlaced): _nobody}
 

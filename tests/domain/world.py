@@ -12,6 +12,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from msgspec import structs
+
 from broker.domain.blame import blame
 from broker.domain.commands import (
     Abandon,
@@ -420,7 +422,7 @@ class World:
         if self.store_away:
             return Committed(None, False)
         pin = self.turn.session.pin
-        return Committed(replace(pin, epoch=1) if pin is not None and pin.epoch == 0 else pin, False)
+        return Committed(structs.replace(pin, epoch=1) if pin is not None and pin.epoch == 0 else pin, False)
 
     # --- commands that tell ---
 

@@ -101,7 +101,7 @@ class House:
             tenants=TENANTS[:1] if alone else TENANTS,
             credentials=pool,
             store=StoreSettings(url or self.url, refresh=store.pop("refresh", 0.1), **store),
-            bounds=bounds if self.passage else replace(bounds, passage=False),
+            bounds=bounds if self.passage else replace(bounds, tap=False),
             policy=policy,
             dial=DialSettings(connect=2.0, heartbeat=5.0),
         )

@@ -267,7 +267,7 @@ async def test_cuts_off_a_client_that_reads_nothing_and_keeps_its_memory(house: 
     talk = '{"type":"response.create","model":"sim-1","input":"[[deltas:4000]] [[pad:40000000]]"}'
     await asyncio.get_running_loop().sock_sendall(raw, masked(talk.encode()))
     try:
-        await wait_until(lambda: any(s.sending for s in node.node.sockets))
+        await wait_until(lambda: any(s.behind for s in node.node.sockets))
         for number in range(5):
             turn = await other.turn(f"meanwhile {number}")
             assert turn.ok and turn.duration < 1.0, (turn.problems, turn.duration)

@@ -65,7 +65,7 @@ async def test_notices_a_mute_upstream_that_still_answers_pings(
 
     house = await build()
     async with upstream(script) as vendor:
-        bounds = Bounds(hold=0.1, first_event=1.5, silence=1.5, leave=3.0, passage=passage)
+        bounds = Bounds(hold=0.1, first_event=1.5, silence=1.5, leave=3.0, tap=passage)
         node = await brisk_node(house, [vendor.credential(), *house.credentials()[1:2]], bounds)
         async with plain(node) as socket:
             began = time.monotonic()
@@ -76,7 +76,7 @@ async def test_notices_a_mute_upstream_that_still_answers_pings(
     assert events[-1]["type"] == ("error" if begun else "response.completed"), events[-1]
     assert 1.4 < took < 2.5
     assert counted(node, "broker_upstream_failures_total", credential="M", kind="transport_lost") == 1
-    assert counted(node, "broker_links_ordinary") == 0
+    assert counted(node, "broker_sockets_untapped") == 0
 
 
 @asynccontextmanager
@@ -127,7 +127,7 @@ async def test_keeps_the_turn_of_a_client_that_pauses_for_longer_than_the_heartb
 
     house = await build()
     async with upstream(script) as vendor:
-        bounds = Bounds(hold=0.2, first_event=2.0, silence=2.0, leave=3.0, passage=passage)
+        bounds = Bounds(hold=0.2, first_event=2.0, silence=2.0, leave=3.0, tap=passage)
         node = await brisk_node(house, [vendor.credential()], bounds)
         async with plain(node) as socket:
             await socket.create("words")

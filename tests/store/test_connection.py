@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 
 import pytest
 
-from broker.store import connection as adapter
-from broker.store import scripts
+from broker.domain.transcript import TurnItems
+from broker.store import reasons, scripts
 from broker.store.codec import Codec
 from broker.store.connection import Connection, StoreUnavailable, call, command
 from broker.store.sessions import SessionStore
@@ -87,8 +88,8 @@ async def test_a_server_that_is_not_there(url: str) -> None:
     [(AttributeError("'NoneType' object has no attribute 'writelines'"), "client"), (TypeError("x"), "client")],
 )
 def test_what_escapes_the_client_library_has_a_word(error: Exception, reason: str) -> None:
-    assert adapter.reason(error) == reason
-    assert isinstance(error, adapter._FOREIGN)
+    assert reasons.reason_of(error) == reason
+    assert isinstance(error, reasons.FOREIGN)
 
 
 async def test_a_write_is_never_repeated_and_a_read_once(tmp_path: Path, server_of: ServerOf) -> None:
@@ -162,12 +163,29 @@ async def test_one_refused_command_spoils_no_other(connection: Connection) -> No
     assert isinstance(outcomes[1], StoreUnavailable) and outcomes[1].reason == "refused"
 
 
-async def test_a_large_request_does_not_hold_up_the_small_ones(connection: Connection) -> None:
-    before = connection.round_trips
-    large = [connection.ask(command("SET", f"large{i}", b"x" * (1 << 20))) for i in range(3)]
-    small = [connection.ask(command("SET", f"small{i}", "x")) for i in range(100)]
-    await asyncio.gather(*large, *small)
-    assert connection.round_trips == before + 4
+async def test_a_large_request_does_not_hold_up_the_small_ones(tmp_path: Path) -> None:
+    server = Grumbler(b"+OK\r\n", late=b"large")
+    async with listening(server.serve, tmp_path) as url:
+        connection = Connection(url, timeout=5.0)
+        large = asyncio.ensure_future(connection.ask(command("SET", "large", b"x" * (1 << 20)), bulky=True))
+        assert await connection.ask(command("SET", "small", "x")) == [True]
+        assert not large.done()
+        server.may_answer.set()
+        assert await large == [True]
+        await connection.close()
+
+
+async def test_all_that_one_process_asks_goes_over_two_sockets(server_of: ServerOf) -> None:
+    server = server_of("valkey9")
+    connection = Connection(server.url)
+    store = SessionStore(connection, Codec(), idle_ttl=60, max_transcript=64 << 20)
+    large = TurnItems(random.Random(1).randbytes(1 << 20).hex().encode())
+    small = [store.commit(turn(f"u{i}", sid=f"{i:032x}")) for i in range(1000)]
+    committed = await asyncio.gather(*small, *(store.commit(turn(f"t{i}", items=large)) for i in range(3)))
+    assert {each.status for each in committed} == {"ok"}
+    (clients,) = await connection.ask(command("CLIENT LIST"))
+    assert clients.count(b" cmd=") == 2
+    await connection.close()
 
 
 async def test_closing_waits_for_what_is_under_way(server_of: ServerOf) -> None:

@@ -17,7 +17,7 @@ from broker.store.connection import Connection, StoreUnavailable, command
 from broker.store.journal import Journal, JournalFull, Queued
 from broker.store.sessions import ChainBroken, Committed, SessionStore
 from tests import engines
-from tests.store.turns import IDLE_TTL, SID, TENANT, ServerOf, pin, turn, wait_until
+from tests.store.turns import IDLE_TTL, SID, TENANT, ServerOf, landed, pin, turn, wait_until
 from tests.store.wires import Cutter, listening
 
 PERSISTENT = engines.NAMES
@@ -62,11 +62,11 @@ async def house(own_server: engines.Server) -> AsyncIterator[House]:
 
 async def queue(house: House, *commits: Commit) -> None:
     for commit in commits:
-        assert isinstance(await house.journal.commit(commit), Queued)
+        assert isinstance(await landed(house.journal, commit), Queued)
 
 
 async def test_with_the_store_there_a_commit_goes_straight_through(house: House) -> None:
-    answer = await house.journal.commit(turn("t1"))
+    answer = await landed(house.journal, turn("t1"))
     assert isinstance(answer, Committed) and answer.status == "ok"
     assert not house.journal.degraded and len(house.journal) == 0 and house.landed == []
     assert await house.journal.chain(SID, "t1") == await house.store.chain(SID, "t1")
@@ -76,7 +76,7 @@ async def test_with_the_store_there_a_commit_goes_straight_through(house: House)
 
 @pytest.mark.parametrize("fault", ["pause", "kill"])
 async def test_turns_wait_and_land_once_oldest_first(house: House, fault: str) -> None:
-    await house.journal.commit(turn("t0"))
+    await landed(house.journal, turn("t0"))
     (house.server.pause if fault == "pause" else house.server.kill)()
     waiting = [turn(f"t{i}", f"t{i - 1}") for i in range(1, 20)]
     await queue(house, *waiting)
@@ -89,7 +89,7 @@ async def test_turns_wait_and_land_once_oldest_first(house: House, fault: str) -
     session = await house.store.load(SID)
     assert session is not None and session.turns == 20
     assert [stored.meta.turn_id for stored in await house.store.chain(SID, "t19")] == [f"t{i}" for i in range(20)]
-    answer = await house.journal.commit(turn("t20", "t19"))
+    answer = await landed(house.journal, turn("t20", "t19"))
     assert isinstance(answer, Committed) and answer.status == "ok"
 
 
@@ -118,7 +118,7 @@ async def test_a_chain_that_waits_is_broken_like_one_that_is_written(house: Hous
 
 
 async def test_the_newest_of_a_reused_response_id_is_found_while_it_waits(house: House) -> None:
-    await house.journal.commit(turn("t0", response_id="same"))
+    await landed(house.journal, turn("t0", response_id="same"))
     house.server.kill()
     await queue(house, turn("t1", "t0", response_id="same"), turn("t2", "t1", response_id="same"))
     found = await house.journal.find(SID, "same")
@@ -130,9 +130,9 @@ async def test_a_chain_is_put_together_from_both(own_server: engines.Server) -> 
     connection = Connection(own_server.url, timeout=0.2, connect_timeout=0.2)
     store = SessionStore(connection, Codec(), idle_ttl=IDLE_TTL, max_transcript=1 << 20)
     journal = Journal(store, max_turns=10, max_bytes=1000, retry_for=0.2)
-    await journal.commit(turn("t1", minted=("d1",)))
+    await landed(journal, turn("t1", minted=("d1",)))
     own_server.kill()
-    await journal.commit(turn("t2", "t1", boundary="elsewhere", minted=("d2",)))
+    await landed(journal, turn("t2", "t1", boundary="elsewhere", minted=("d2",)))
     own_server.start()
     assert [stored.meta.turn_id for stored in await journal.chain(SID, "t2")] == ["t1", "t2"]
     assert await journal.origins(SID) == {"d1": "org", "d2": "elsewhere"}
@@ -146,9 +146,9 @@ async def test_an_answer_lost_after_the_write_is_not_doubled(tmp_path: Path, own
         connection = Connection(url, timeout=0.2)
         store = SessionStore(connection, Codec(), idle_ttl=IDLE_TTL, max_transcript=1 << 20)
         journal = Journal(store, max_turns=10, max_bytes=1000, retry_for=0.2)
-        await journal.commit(turn("t0"))
+        await landed(journal, turn("t0"))
         cutter.lose = 1
-        answer = await journal.commit(turn("t1", "t0"))
+        answer = await landed(journal, turn("t1", "t0"))
         assert isinstance(answer, Committed) and answer.status == "duplicate"
         session = await store.load(SID)
         assert session is not None and session.turns == 2
@@ -163,7 +163,7 @@ async def test_answers_lost_for_long_are_not_doubled_either(tmp_path: Path, own_
         house = House(own_server, connection, store, Journal(store, max_turns=10, max_bytes=1000, retry_for=0.2))
         house.journal.listen(house.on_committed)
         house.journal.start()
-        await house.journal.commit(turn("t0"))
+        await landed(house.journal, turn("t0"))
         cutter.lose = 1 << 30
         await queue(house, turn("t1", "t0"), turn("t2", "t1"))
         cutter.lose = 0
@@ -189,11 +189,11 @@ async def test_more_turns_than_there_is_room_for_are_refused(house: House) -> No
     house.server.kill()
     await queue(house, *(turn(f"t{i}", items=TurnItems()) for i in range(100)))
     with pytest.raises(JournalFull):
-        await house.journal.commit(turn("over", items=TurnItems()))
+        await landed(house.journal, turn("over", items=TurnItems()))
     assert len(house.journal) == 100
     house.server.start()
     await wait_until(lambda: not house.journal.degraded)
-    assert isinstance(await house.journal.commit(turn("later")), Committed)
+    assert isinstance(await landed(house.journal, turn("later")), Committed)
 
 
 async def test_more_bytes_than_there_is_room_for_are_refused_until_some_have_landed(house: House) -> None:
@@ -201,7 +201,7 @@ async def test_more_bytes_than_there_is_room_for_are_refused_until_some_have_lan
     large = TurnItems(b"x" * 6000, b"")
     await queue(house, turn("t1", items=large))
     with pytest.raises(JournalFull):
-        await house.journal.commit(turn("t2", items=large))
+        await landed(house.journal, turn("t2", items=large))
     await queue(house, turn("t3"))
     house.server.start()
     await wait_until(lambda: not house.journal.degraded)
@@ -211,7 +211,7 @@ async def test_more_bytes_than_there_is_room_for_are_refused_until_some_have_lan
 
 async def test_a_cancelled_caller_does_not_stop_its_commit(house: House) -> None:
     house.server.pause()
-    caller = asyncio.create_task(house.journal.commit(turn("t1")))
+    caller = asyncio.create_task(landed(house.journal, turn("t1")))
     await asyncio.sleep(0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -280,7 +280,7 @@ async def test_a_turn_that_the_server_refuses_holds_up_nobody(house: House) -> N
     await wait_until(lambda: ("good", "ok") in house.landed)
     await wait_until(lambda: not house.journal.degraded, 20)
     assert house.journal.abandoned == 1
-    assert isinstance(await house.journal.commit(turn("next", "good")), Committed)
+    assert isinstance(await landed(house.journal, turn("next", "good")), Committed)
 
 
 async def test_a_listener_that_fails_does_not_end_the_writing(house: House) -> None:

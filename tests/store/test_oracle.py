@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pytest
@@ -19,6 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from msgspec.structs import replace
 
 from broker.domain.session import Pin
 from broker.domain.transcript import Commit, TurnItems
@@ -181,7 +182,7 @@ class Nodes(RuleBasedStateMachine):
         self.write(commit)
 
     def write(self, commit: Commit) -> None:
-        size = sum(map(len, self.do(self.codec.encode(SID, commit.meta.turn_id, commit.items))))
+        size = sum(map(len, self.codec.encode(SID, commit.meta.turn_id, commit.items)))
         assert self.do(self.store.commit(commit)) == self.oracle.commit(commit, size)
 
     @rule()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from broker.domain.session import Pin
 from broker.domain.transcript import Commit, TurnItems, TurnMeta
+from broker.store.journal import Journal, Landed, Queued
+from broker.store.sessions import Committed
 from tests.engines import Server
 
 ServerOf = Callable[[str], Server]
@@ -48,3 +50,13 @@ async def wait_until(predicate: Callable[[], bool], within: float = 10.0) -> Non
     async with asyncio.timeout(within):
         while not predicate():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.005)
+
+
+async def landed(journal: Journal, commit: Commit) -> Committed | Queued:
+    """What becomes of a turn that is given to the journal (raises `JournalFull`)."""
+    answer: asyncio.Future[Landed] = asyncio.get_running_loop().create_future()
+    journal.submit(commit, answer.set_result)
+    outcome = await asyncio.shield(answer)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

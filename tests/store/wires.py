@@ -43,10 +43,15 @@ class Cutter:
 
 
 class Grumbler:
-    """Answers `answer` to every command but PING, and tells what it was asked."""
+    """Answers `answer` to every command but PING, and tells what it was asked.
 
-    def __init__(self, answer: bytes) -> None:
+    A command about the key `late` is answered when `may_answer` is set.
+    """
+
+    def __init__(self, answer: bytes, *, late: bytes = b"") -> None:
         self.answer = answer
+        self.late = late
+        self.may_answer = asyncio.Event()
         self.asked: list[bytes] = []
         self.connections = 0
 
@@ -63,6 +68,8 @@ class Grumbler:
                     writer.write(b"+PONG\r\n")
                     continue
                 self.asked.append(words[0])
+                if self.late and words[1] == self.late:
+                    await self.may_answer.wait()
                 writer.write(self.answer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass

@@ -265,7 +265,7 @@ class Bench:
             tenants=TENANTS[:1],
             credentials=[Credential("A", f"http://127.0.0.1:{self.upstream.port}", Secret("sk-A"), boundary="org-a")],
             store=StoreSettings(self.url, refresh=1.0),
-            bounds=Bounds(**times, passage=passage),
+            bounds=Bounds(**times, tap=passage),
             dial=DialSettings(connect=2.0, max_frame=MAX_FRAME, heartbeat=60.0),
         )
         listeners = Listeners(node)
