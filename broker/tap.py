@@ -14,7 +14,7 @@ for it goes on by what aiohttp brings: slower, and no less right.
 from __future__ import annotations
 
 import asyncio
-import os
+import random
 from collections.abc import Callable
 
 from broker.domain.frames import FIN_TEXT, MASKED, frame_size, text_header
@@ -57,6 +57,7 @@ class Tap(asyncio.Protocol):
         "_left",
         "_masked",
         "_ready",
+        "_rest",
         "_take",
         "_under_way",
         "_waiting",
@@ -74,6 +75,7 @@ class Tap(asyncio.Protocol):
         self._largest = min(largest, LARGE)
         self._take: Take | None = None
         self._ready: Callable[[], bool] = _always
+        self._rest: Callable[[], None] = _nothing
         self._waiting = b""
         self._left = 0
         self._fragments = False
@@ -81,11 +83,18 @@ class Tap(asyncio.Protocol):
         self._going = False
         self._full = False
 
-    def begin(self, take: Take, ready: Callable[[], bool] | None = None) -> None:
-        """Messages go to `take` from now on, as long as `ready` says so; who has said no calls `go` later."""
+    def begin(
+        self, take: Take, ready: Callable[[], bool] | None = None, rest: Callable[[], None] | None = None
+    ) -> None:
+        """Messages go to `take` from now on, as long as `ready` says so; who has said no calls `go` later.
+
+        `rest` is called when all that could be dealt with at once has been.
+        """
         self._take = take
         if ready is not None:
             self._ready = ready
+        if rest is not None:
+            self._rest = rest
 
     def keep_alive(self) -> None:
         """Tell aiohttp's heartbeat that the peer lives: it does not see what is taken here, nor what is not read."""
@@ -113,6 +122,7 @@ class Tap(asyncio.Protocol):
         finally:
             self._going = False
             self._waiting = data[at:] if at else data
+            self._rest()
         full = len(self._waiting) > WAITING
         if full is not self._full:
             self._mind(full)
@@ -230,6 +240,10 @@ def _always() -> bool:
     return True
 
 
+def _nothing() -> None:
+    pass
+
+
 def unmasked(data: bytes, start: int, end: int) -> bytes:
     """The payload that reaches from `start` to `end`, with the four bytes of its mask before it."""
     body = bytearray(data[start:end])
@@ -238,8 +252,11 @@ def unmasked(data: bytes, start: int, end: int) -> bytes:
 
 
 def masked(payload: bytes) -> bytes:
-    """A text frame as a client sends it, under a mask of chance (RFC 6455 5.3)."""
-    mask, body = os.urandom(4), bytearray(payload)
+    """A text frame as a client sends it, under a mask of chance (RFC 6455 5.3).
+
+    The mask keeps a payload from looking like something else to whoever is in between; it is no secret.
+    """
+    mask, body = random.randbytes(4), bytearray(payload)
     websocket_mask(mask, body)
     return b"".join((text_header(len(payload), MASKED), mask, body))
 

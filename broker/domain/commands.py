@@ -5,7 +5,7 @@ Every command that asks for something is answered by one event; its docstring sa
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 import msgspec
 
@@ -17,7 +17,7 @@ from broker.domain.selection import Wish
 from broker.domain.session import Pin
 
 
-class Outcome(Enum):
+class Outcome(StrEnum):
     """How a turn ended."""
 
     COMPLETED = "completed"

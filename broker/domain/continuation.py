@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 import msgspec
 
 from broker.domain.transcript import TurnMeta
 
 
-class Mode(Enum):
+class Mode(StrEnum):
     """INCREMENTAL sends the client's frame as it is; REPLAY sends the whole conversation rebuilt."""
 
     INCREMENTAL = "incremental"
     REPLAY = "replay"
 
 
-class Reach(Enum):
+class Reach(StrEnum):
     """How far a turn can move: to any credential, or only within one boundary."""
 
     ANYWHERE = "anywhere"

@@ -38,7 +38,7 @@ class StoreLost(msgspec.Struct, frozen=True):
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """Selection took a credential; `nonce` is 128 bits of chance for a pin that may be needed."""
+    """Selection took a credential; `nonce` is 128 bits of chance for a new pin, empty where it is the pin's own."""
 
     credential: Credential
     nonce: str

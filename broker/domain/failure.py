@@ -8,10 +8,10 @@ Source of codes and classes: protocol.md 6.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import StrEnum, auto
 
 
-class FailureKind(Enum):
+class FailureKind(StrEnum):
     """What kind of failure it is; the evidence decides, not the place that noticed it."""
 
     REQUEST_FAULT = "request_fault"
@@ -26,7 +26,7 @@ class FailureKind(Enum):
     CIPHERTEXT_FOREIGN = "ciphertext_foreign"
 
 
-class Phase(Enum):
+class Phase(StrEnum):
     """How far a turn had come: nothing sent, sent but nothing shown to the client, or something shown."""
 
     BEFORE_SEND = "before_send"
@@ -34,7 +34,7 @@ class Phase(Enum):
     SHOWN = "shown"
 
 
-class Action(Enum):
+class Action(StrEnum):
     """What a turn does about a failure."""
 
     SURFACE = auto()
@@ -45,7 +45,7 @@ class Action(Enum):
     """Sent again with the full context; the credential is not to blame and may serve it again."""
 
 
-class Effect(Enum):
+class Effect(StrEnum):
     """What a failure does to the shared health."""
 
     NONE = auto()

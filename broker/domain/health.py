@@ -116,6 +116,11 @@ class HealthSnapshot:
 
     rows: dict[str, AuthHealth] = field(default_factory=dict)
 
+    @property
+    def clear(self) -> bool:
+        """Whether nothing is held against anybody."""
+        return not self.rows
+
     def verdict(self, credential: Credential, model: str, now: float) -> Verdict:
         """How `credential` stands for `model` at `now` (store's clock, seconds)."""
         subjects = (credential_subject(credential), group_subject(credential), model_subject(credential, model))
@@ -133,6 +138,8 @@ class HealthSnapshot:
 
     def ailing(self, credential: Credential, model: str) -> list[AuthHealth]:
         """The rows that a success of `credential` with `model` would disprove."""
+        if not self.rows:
+            return []
         subjects = (credential_subject(credential), group_subject(credential), model_subject(credential, model))
         rows = (self.rows.get(subject) for subject in (*subjects, endpoint_subject(credential)))
         return [row for row in rows if row is not None and row.state is not HealthState.PAUSED]

@@ -51,7 +51,7 @@ def select(
     now: float,
     chance: float,
 ) -> Choice:
-    """Choose a credential for one turn.
+    """Choose a credential for one turn, and say of every one why it was passed over.
 
     Order: usable, then trusted before doubted before spared (see `Verdict.rank`), then the pin, then the pin's boundary
     (who moves within it keeps its reasoning), then the lower priority tier, then the least load by weight; `chance` in
@@ -68,6 +68,22 @@ def select(
     ordered = [candidate for _, candidate in ranked]
     taken = next((c.credential for c in ordered if not c.passed_over), None)
     return Choice(taken, ordered)
+
+
+def keep(pinned: Credential, health: HealthSnapshot, in_flight: Mapping[str, int], wish: Wish, *, now: float) -> bool:
+    """Whether `select` would take the pin: asked first, as the answer is nearly always yes and costs no look at others.
+
+    `pinned` is the credential that `wish.preferred` names. Nobody stands before a pin that is usable, neither spared
+    nor avoided; so this is no rule of its own, but the head of the order of `select`.
+    """
+    name = pinned.name
+    if name == wish.avoided or name in wish.excluded or not pinned.serves(wish.model):
+        return False
+    if wish.boundary is not None and pinned.boundary != wish.boundary:
+        return False
+    if pinned.max_in_flight and in_flight.get(name, 0) >= pinned.max_in_flight:
+        return False
+    return health.clear or health.verdict(pinned, wish.model, now).rank in (0, 1)
 
 
 def _look(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 import msgspec
 
@@ -71,7 +71,7 @@ from broker.domain.session import Pin, Session
 from broker.domain.wire import CONVERSATION
 
 
-class State(Enum):
+class State(StrEnum):
     """Where a turn stands."""
 
     NEW = "new"

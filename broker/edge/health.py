@@ -15,7 +15,7 @@ from broker.domain.credential import Credential
 from broker.domain.events import NonePlaced, Placed
 from broker.domain.failure import Effect, Failure
 from broker.domain.health import AuthHealth, HealthReport, HealthSnapshot, HealthState, merge
-from broker.domain.selection import Candidate, Wish, select
+from broker.domain.selection import Candidate, Wish, keep, select
 from broker.metrics import Metrics
 from broker.store.connection import StoreUnavailable
 from broker.store.health import HealthStore
@@ -39,6 +39,7 @@ class HealthBoard:
         self, pool: Sequence[Credential], store: HealthStore, metrics: Metrics, *, refresh: float, chance: random.Random
     ) -> None:
         self.pool = pool
+        self._by_name = {credential.name: credential for credential in pool}
         self.snapshot = HealthSnapshot()
         self.in_flight: Counter[str] = Counter()
         self._store = store
@@ -74,6 +75,9 @@ class HealthBoard:
     def place(self, wish: Wish) -> Placed | NonePlaced:
         """Choose a credential for a turn; answers from memory."""
         now = self.now()
+        pinned = self._by_name.get(wish.preferred) if wish.preferred is not None else None
+        if pinned is not None and keep(pinned, self.snapshot, self.in_flight, wish, now=now):
+            return Placed(pinned, "")
         choice = select(self.pool, self.snapshot, self.in_flight, wish, now=now, chance=self._chance.random())
         if choice.credential is not None:
             return Placed(choice.credential, f"{self._chance.getrandbits(128):032x}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
+import os
 import time
 from collections.abc import Callable, Iterable
 
@@ -85,11 +85,9 @@ class ClientSocket:
         self._steers: dict[str | None, _Steers] = {}
         self._tap = tap
         self._catching_up: asyncio.Task[None] | None = None
-        self.write: Callable[[bytes], object]
-        if tap is None:
-            self.write = self._write_ordinary
-        else:
-            self.write = self._transport.write
+        self._gathered: list[bytes] | None = None
+        self._write: Callable[[bytes], object] = self._write_ordinary if tap is None else self._transport.write
+        if tap is not None:
             tap.on_behind = self._on_behind
             tap.begin(self.take)
 
@@ -114,6 +112,24 @@ class ClientSocket:
         """Events to the client, in one write. To a client that has left, nothing is sent."""
         if not self._ws.closed and not self._transport.is_closing():
             self.write(b"".join([part for raw in frames for part in (text_header(len(raw)), raw)]))
+
+    def write(self, data: bytes) -> None:
+        """Whole frames to the client, as the bytes they are."""
+        if self._gathered is None:
+            self._write(data)
+        else:
+            self._gathered.append(data)
+
+    def gather(self) -> None:
+        """What is written from now on leaves in one write, with `flush`."""
+        if self._gathered is None:
+            self._gathered = []
+
+    def flush(self) -> None:
+        """Write what was gathered, if anything was."""
+        gathered, self._gathered = self._gathered, None
+        if gathered:
+            self._write(gathered[0] if len(gathered) == 1 else b"".join(gathered))
 
     def _write_ordinary(self, data: bytes) -> None:
         """Where no tap tells whether the client is behind, its transport is asked after each write."""
@@ -353,4 +369,4 @@ def _steer_failed(target: str, raw_input: bytes) -> bytes:
 
 def new_turn_id() -> str:
     """128 bits that sort by time: 48 bits of milliseconds, 80 bits of chance."""
-    return f"{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
+    return f"{int(time.time() * 1000):012x}{os.urandom(10).hex()}"

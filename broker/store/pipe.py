@@ -64,12 +64,13 @@ class Pipe(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=Refusal)
         self._unsent: deque[_Question] = deque()
         self._sent: deque[_Question] = deque()
+        self._leaving: list[bytes] = []
         self._heard_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
 
     def ask(self, commands: Sequence[Command], then: Then) -> None:
-        """Send these together; uvloop writes what one tick of the loop has asked for in one go."""
+        """Send these together, and with them all that is asked for in the same tick of the loop."""
         loop = asyncio.get_running_loop()
         packed = commands[0].packed() if len(commands) == 1 else b"".join([each.packed() for each in commands])
         question = _Question([str(each.args[0]) for each in commands], packed, then, loop.time())
@@ -78,12 +79,20 @@ class Pipe(asyncio.Protocol):
             if self._opening is None:
                 self._opening = loop.create_task(self._open(), name="store-open")
         else:
-            self._send(self._transport, question)
+            self._send(question)
 
-    def _send(self, transport: asyncio.Transport, question: _Question) -> None:
+    def _send(self, question: _Question) -> None:
         self._sent.append(question)
-        transport.write(question.packed)
+        if not self._leaving:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._leaving.append(question.packed)
         question.packed = b""
+
+    def _write(self) -> None:
+        leaving, self._leaving = self._leaving, []
+        if self._transport is None or not leaving:
+            return
+        self._transport.write(leaving[0] if len(leaving) == 1 else b"".join(leaving))
         if self._watch is None:
             self._watch = asyncio.get_running_loop().call_later(self._timeout / 4, self._check)
 
@@ -116,7 +125,7 @@ class Pipe(asyncio.Protocol):
             if self._transport is None:
                 _fail([question], "connection")
             else:
-                self._send(self._transport, question)
+                self._send(question)
 
     # --- what comes back ---
 
@@ -167,7 +176,7 @@ class Pipe(asyncio.Protocol):
             opened._writer = opened._reader = None  # it would speak up for a socket that is no longer its own
         if transport is not None:
             transport.abort()
-        sent, self._sent = self._sent, deque()
+        sent, self._sent, self._leaving = self._sent, deque(), []
         _fail(sent, reason)
         self._show_empty()
 

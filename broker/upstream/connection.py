@@ -57,6 +57,12 @@ class Host(Protocol):
     def behind(self) -> bool:
         """Whether the client is behind with reading, so that nothing more is read for it."""
 
+    def gather(self) -> None:
+        """What is written to the client from now on leaves in one write, with `flush`."""
+
+    def flush(self) -> None:
+        """Write what was gathered, if anything was."""
+
     def aside(self, link: Link, raw: bytes, lane: str | None) -> None:
         """An event that belongs to no running turn."""
 
@@ -232,7 +238,7 @@ class Link:
         self._opened: tuple[Write, NoteItem] | None = None
         self._passage = passage
         if passage is not None:
-            passage.begin(self.take, self.ready)
+            passage.begin(self.take, self.ready, host.flush)
         dialer.open_links += 1
         self._reader = asyncio.create_task(self._read(), name=f"link:{credential.name}")
 
@@ -386,7 +392,7 @@ class Link:
             self._room = self._room or asyncio.Event()
             self._room.clear()
             await self._room.wait()
-        self.take(raw)
+        self._deal(raw)
         if self._passage is not None:
             self._passage.taken()
 
@@ -406,6 +412,11 @@ class Link:
             listener.lost(failure)
 
     def take(self, raw: bytes) -> None:
+        """One event from the passage."""
+        self._host.gather()
+        self._deal(raw)
+
+    def _deal(self, raw: bytes) -> None:
         """Hand one event to whom it belongs. An event that belongs to nobody goes aside; garbage ends the link."""
         if self._gone:
             return
