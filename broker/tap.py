@@ -17,7 +17,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from broker.domain.frames import FIN_TEXT, MASKED, frame_size, text_header
+from broker.domain.frames import MASKED, frame_size, text_frame, text_header
 
 try:
     from aiohttp._websocket.helpers import websocket_mask
@@ -136,10 +136,9 @@ class Tap(asyncio.Protocol):
 
     def _advance(self, data: bytes, at: int) -> int:
         """Deal with one frame, or a run of them, at `at`; the answer is where the next one begins, or `at` itself."""
-        size = len(data)
         if self._left:
             # the rest of a frame goes where its beginning went, and at once: it is what is being waited for
-            end = min(at + self._left, size)
+            end = min(at + self._left, len(data))
             self._left -= end - at
             self._inner.data_received(data[at:end])
             return end
@@ -147,24 +146,12 @@ class Tap(asyncio.Protocol):
             return self._hand_over(data, at)
         if self._under_way or not self._ready():
             return at
-        if data[at] != FIN_TEXT or self._fragments:
+        if self._fragments:
             return self._hand_over(data, at)
-        if size - at < 2:
-            return at
-        if (length := data[at + 1]) & MASKED != self._masked:
-            return self._hand_over(data, at)
-        start, length = at + 2, length & 0x7F
-        if length >= 126:
-            start += 2 if length == 126 else 8
-            if start > size:
-                return at
-            length = int.from_bytes(data[at + 2 : start], "big")
-        if self._masked:
-            start += 4
-        end = start + length
-        if end - at > self._largest:
-            return self._hand_over(data, at)
-        return at if end > size else self._message(data, at, start, end)
+        start, end = text_frame(data, at, self._masked, self._largest)
+        if start > 0:
+            return self._message(data, at, start, end)
+        return at if start else self._hand_over(data, at)
 
     def _message(self, data: bytes, at: int, start: int, end: int) -> int:
         """One whole text frame from `at` to `end`, its payload from `start` on."""

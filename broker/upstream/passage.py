@@ -15,57 +15,8 @@ from collections.abc import Callable
 
 from aiohttp.connector import Connection
 
-from broker.domain.frames import FIN_TEXT
+from broker.domain.frames import plain_run
 from broker.tap import Tap, tappable
-
-_PREFIX = b'{"type":"response.'
-_DELTA = b'{"type":"response.output_text.delta"'
-_ITEM = b"output_item.done"
-
-PLAIN = frozenset(
-    b"response." + kind
-    for kind in (
-        b"audio.delta",
-        b"audio.done",
-        b"audio.transcript.delta",
-        b"audio.transcript.done",
-        b"code_interpreter_call.completed",
-        b"code_interpreter_call.in_progress",
-        b"code_interpreter_call.interpreting",
-        b"code_interpreter_call_code.delta",
-        b"code_interpreter_call_code.done",
-        b"content_part.added",
-        b"content_part.done",
-        b"custom_tool_call_input.delta",
-        b"custom_tool_call_input.done",
-        b"file_search_call.completed",
-        b"file_search_call.in_progress",
-        b"file_search_call.searching",
-        b"function_call_arguments.delta",
-        b"function_call_arguments.done",
-        b"mcp_call_arguments.delta",
-        b"mcp_call_arguments.done",
-        b"output_item.added",
-        _ITEM,
-        b"output_text.annotation.added",
-        b"output_text.delta",
-        b"output_text.done",
-        b"reasoning_summary_part.added",
-        b"reasoning_summary_part.done",
-        b"reasoning_summary_text.delta",
-        b"reasoning_summary_text.done",
-        b"reasoning_text.delta",
-        b"reasoning_text.done",
-        b"refusal.delta",
-        b"refusal.done",
-        b"web_search_call.completed",
-        b"web_search_call.in_progress",
-        b"web_search_call.searching",
-    )
-)
-"""Types that need no look from the turn that shows. The set is closed on purpose: what is not in it is looked at."""
-
-_ITEM_DONE = b"response." + _ITEM
 
 Write = Callable[[bytes], object]
 NoteItem = Callable[[bytes], bool]
@@ -122,34 +73,14 @@ class Passage(Tap):
         write(data[at:reached])
         return reached
 
-    def _run(self, data: bytes, position: int) -> int:
-        """How far a run of whole plain frames reaches from `position`."""
-        size = len(data)
-        while size - position >= 2 and data[position] == FIN_TEXT:
-            length = data[position + 1]
-            start = position + 2
-            if length >= 126:
-                if length == 126:
-                    start += 2
-                    length = int.from_bytes(data[position + 2 : start], "big")
-                elif length == 127:
-                    start += 8
-                    length = int.from_bytes(data[position + 2 : start], "big")
-                else:
-                    return position
-            end = start + length
-            if end > size:
-                return position
-            if not data.startswith(_DELTA, start):
-                if not data.startswith(_PREFIX, start):
-                    return position
-                kind = data[start + 9 : data.find(b'"', start + 9, start + 80)]
-                if kind not in PLAIN:
-                    return position
-                if kind == _ITEM_DONE and not self._note_item(data[start:end]):
-                    return position
-            position = end
-        return position
+    def _run(self, data: bytes, at: int) -> int:
+        """How far a run of plain output reaches; the items in it are noted."""
+        items: list[tuple[int, int, int]] = []
+        end = plain_run(data, at, items)
+        for begins, start, ends in items:
+            if not self._note_item(data[start:ends]):
+                return begins
+        return end
 
 
 def _unreadable(raw: bytes) -> bool:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import orjson
 from hypothesis import strategies as st
 
-from broker.upstream.passage import PLAIN
+from broker.domain import frames
+
+PLAIN = frozenset(b"response." + kind for kind in frames.PLAIN)
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
