@@ -155,13 +155,12 @@ class Turn:
 
     def handle(self, event: Event, now: float = 0.0) -> list[Command]:
         """The commands an event leads to. `now` is any steady clock, in seconds; `started` is on the same."""
+        transition = TRANSITIONS.get((self.state, type(event)))
+        if transition is not None:
+            return transition(self, event, now)
         if isinstance(event, ClientLeft):
             return self._left()
-        try:
-            transition = TRANSITIONS[self.state, type(event)]
-        except KeyError:
-            raise OutOfTurn(f"{type(event).__name__} in state {self.state.value}") from None
-        return transition(self, event, now)
+        raise OutOfTurn(f"{type(event).__name__} in state {self.state.value}")
 
     @property
     def showing(self) -> bool:
@@ -405,6 +404,8 @@ class Turn:
 
     def _confirm(self) -> list[Command]:
         """Somebody takes this request, so those who refused it before did so for reasons of their own."""
+        if not self._unconfirmed:
+            return []
         confirmed: list[Command] = [Blame(c, failure, True, again=True) for c, failure in self._unconfirmed]
         self._unconfirmed.clear()
         return confirmed

@@ -221,6 +221,9 @@ _KINDS = {
 }
 
 
+_KINDS_AS_BYTES = {name.encode(): kind for name, kind in _KINDS.items()}
+
+
 class _Head(msgspec.Struct):
     type: str = ""
 
@@ -271,6 +274,10 @@ def event_type(raw: bytes) -> str:
 
 def event_kind(raw: bytes) -> EventKind:
     """What an upstream event means; a type nobody has heard of is output (the set is open). Raises `Garbage`."""
+    if raw.startswith(_PREFIX):
+        end = raw.find(b'"', 9, 80)
+        if end > 0:
+            return _KINDS_AS_BYTES.get(raw[9:end], EventKind.OUTPUT)
     return _KINDS.get(event_type(raw), EventKind.OUTPUT)
 
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
+from enum import Enum, auto
 from typing import Any, Protocol
 
 from msgspec.structs import replace
@@ -91,11 +92,13 @@ class Client(Protocol):
         """The turn is over by a fault of ours; the client has not been told yet."""
 
 
-class _Later:
+class _Later(Enum):
     """A command's answer that is still to come, by `TurnDriver._answered`."""
 
+    LATER = auto()
 
-LATER = _Later()
+
+LATER = _Later.LATER
 
 Answer = e.Event | _Later | None
 
@@ -164,13 +167,18 @@ class TurnDriver:
     def receive(self, raw: bytes, kind: EventKind) -> None:
         """An event from the link. Plain output of a showing turn goes to the client from here, nothing overtakes."""
         self._moved = True
-        if self.turn.state is State.SHOWING and kind in _PLAIN and not self._at_work and not self._arrived:
-            try:
-                self._pass(raw, kind)
-            except wire.Garbage:
-                self._feed(e.Failed(_GARBAGE))
+        if self._at_work:
+            self._feed((raw, kind))
             return
-        self._feed((raw, kind))
+        try:
+            if kind is EventKind.ASIDE or (kind in _PLAIN and self.turn.state is State.SHOWING):
+                self._pass(raw, kind)
+                return
+            event = self._event_of(raw, kind)
+        except wire.Garbage:
+            event = e.Failed(_GARBAGE)
+        if event is not None:
+            self._work(event)
 
     def note_item(self, raw: bytes) -> bool:
         """An item that is about to pass; False if it cannot be read."""
@@ -212,26 +220,27 @@ class TurnDriver:
         if self._at_work:
             self.full = len(self._arrived) > BACKLOG
         else:
-            self._work()
+            self._work(self._next())
 
     # --- at work ---
 
-    def _work(self) -> None:
-        """Deal with everything that is here, until it is done or has to wait for an answer."""
+    def _work(self, event: e.Event | None) -> None:
+        """Deal with an event and with all that has come since, until that is done or an answer is still to come."""
         self._at_work = True
+        turn = self.turn
         try:
-            while self._perform():
-                event = self._next()
-                if event is None:
-                    self._rest()
+            while event is not None:
+                self._todo.extend(turn.handle(event, self._loop.time()))
+                if not self._perform():
+                    # what comes meanwhile waits its turn
+                    if (attempt := self.attempt) is not None and attempt.link is not None:
+                        attempt.link.shut()
                     return
-                self._todo.extend(self.turn.handle(event, self._loop.time()))
+                event = self._next() if self._arrived else None
         except Exception as error:  # noqa: BLE001 - a fault of ours ends this turn, and nothing else
             self._finish(error)
             return
-        if (link := self.link) is not None:
-            # what comes meanwhile waits its turn
-            link.shut()
+        self._rest()
 
     def _perform(self) -> bool:
         """Perform what is to be done; False if an answer is still to come."""
@@ -239,16 +248,17 @@ class TurnDriver:
         while todo:
             command = todo.popleft()
             kind = type(command)
-            if kind in _COSTLY and self._arrived and any(isinstance(item, e.ClientLeft) for item in self._arrived):
+            if self._arrived and kind in _COSTLY and any(isinstance(item, e.ClientLeft) for item in self._arrived):
                 # nobody waits for it any more, so it is neither opened nor sent
                 todo.clear()
                 todo.extend(self.turn.handle(e.ClientLeft(), self._loop.time()))
                 continue
             answer = _PERFORM[kind](self, command)
-            if isinstance(answer, _Later):
+            if answer is None:
+                continue
+            if answer is LATER:
                 return False
-            if answer is not None:
-                todo.extend(self.turn.handle(answer, self._loop.time()))
+            todo.extend(self.turn.handle(answer, self._loop.time()))
         return True
 
     def _next(self) -> e.Event | None:
@@ -265,24 +275,21 @@ class TurnDriver:
         return None
 
     def _rest(self) -> None:
-        if self.turn.state is State.ENDED:
+        state = self.turn.state
+        if state is State.ENDED:
             self._finish(None)
             return
         self._at_work = self.full = False
-        link = self.link
-        if link is not None:
-            if self.turn.state is State.SHOWING:
-                link.open(self, self.client.write)
-            link.proceed()
+        attempt = self.attempt
+        if attempt is not None and attempt.link is not None:
+            if state is State.SHOWING:
+                attempt.link.open(self, self.client.write)
+            attempt.link.proceed()
 
     def _answered(self, event: e.Event) -> None:
         """The answer that was still to come."""
-        try:
-            self._todo.extend(self.turn.handle(event, self._loop.time()))
-        except Exception as error:  # noqa: BLE001 - a fault of ours ends this turn, and nothing else
-            self._finish(error)
-            return
-        self._work()
+        if not self._over:
+            self._work(event)
 
     def _ask(self, question: Coroutine[Any, Any, e.Event]) -> _Later:
         """Let a task find the answer."""

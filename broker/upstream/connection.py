@@ -421,27 +421,32 @@ class Link:
         if self._gone:
             return
         try:
-            self._dispatch(raw, wire.event_kind(raw))
+            kind = wire.event_kind(raw)
+            # a vendor names a lane only where the client has named one, so most sockets never look
+            lane = wire.event_lane(raw) if self._named else None
+            owner = self._listeners.get(lane)
+            if kind is wire.EventKind.FAILURE:
+                self._deal_failure(raw, lane, owner)
+            elif owner is not None:
+                owner.receive(raw, kind)
+            else:
+                self._host.aside(self, raw, lane)
         except wire.Garbage:
             self._end(_GARBAGE)
             self._reader.cancel()
 
-    def _dispatch(self, raw: bytes, kind: wire.EventKind) -> None:
-        # a vendor names a lane only where the client has named one, so most sockets never look
-        lane = wire.event_lane(raw) if self._named else None
-        owner = self._listeners.get(lane)
-        if kind is wire.EventKind.FAILURE:
-            if owner is None and lane is None and len(self._listeners) == 1:
-                # an error that the vendor could not attribute (protocol.md 3.8), and only one turn it can mean
-                (owner,) = self._listeners.values()
-            if b"websocket_connection_limit_reached" in raw:
-                # it ends the socket for all; one that carries a number or a lane ends that very response as well
-                named = owner if lane is not None or b'"sequence_number"' in raw else None
-                self._expire(apart_from=named)
-                if named is None:
-                    return
+    def _deal_failure(self, raw: bytes, lane: str | None, owner: Listener | None) -> None:
+        if owner is None and lane is None and len(self._listeners) == 1:
+            # an error that the vendor could not attribute (protocol.md 3.8), and only one turn it can mean
+            (owner,) = self._listeners.values()
+        if b"websocket_connection_limit_reached" in raw:
+            # it ends the socket for all; one that carries a number or a lane ends that very response as well
+            named = owner if lane is not None or b'"sequence_number"' in raw else None
+            self._expire(apart_from=named)
+            if named is None:
+                return
         if owner is not None:
-            owner.receive(raw, kind)
+            owner.receive(raw, wire.EventKind.FAILURE)
         else:
             self._host.aside(self, raw, lane)
 

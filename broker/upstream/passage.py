@@ -66,9 +66,11 @@ class Passage(Tap):
         super().data_received(data)
 
     def _message(self, data: bytes, at: int, start: int, end: int) -> int:
-        write = self._write
+        write, take = self._write, self._take
         if write is None or (reached := self._run(data, at)) == at:
-            return super()._message(data, at, start, end)
+            assert take is not None
+            take(data[start:end])
+            return end
         self.passed = True
         write(data[at:reached])
         return reached
