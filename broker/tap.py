@@ -200,6 +200,14 @@ class Tap(asyncio.Protocol):
         if self.on_behind is not None:
             self.on_behind(True)  # it will read nothing any more
         self._inner.connection_lost(exc)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """What is gone shall not go round in circles: only a collection would find it, and that stops everybody."""
+        self.on_behind = None
+        self._ready, self._rest = _always, _nothing
+        if getattr(self._inner, "_data_received_cb", None) is not None:
+            self._inner._data_received_cb = None  # type: ignore[attr-defined]
 
     def eof_received(self) -> bool | None:
         """The peer sends no more."""

@@ -1,9 +1,9 @@
 """Keeps garbage collection from stopping the loop while sessions wait.
 
 A full collection looks at every object of every session: at 2,000 sessions it stopped the loop for a quarter of a
-second. What lives long is therefore frozen out of its sight as sessions arrive. Frozen garbage is found by a full
-collection, which is made when nothing runs, after enough sockets have gone; and without waiting for that when very many
-have gone.
+second. What lives long is therefore frozen out of its sight as sessions arrive. A session that goes leaves no circles
+behind, so counting references frees it, frozen or not; what little garbage there may be all the same is looked for when
+few sessions are left to look at, or after very many have gone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ THRESHOLDS = (20_000, 20, 100)
 
 EVERY = 1.0
 ARRIVED = 32
-GONE_WHEN_IDLE = 200
-GONE_AT_MOST = 20_000
+GONE = 200
+FEW = 100
+"""Sockets at which a full collection takes a few milliseconds."""
+
+GONE_AT_MOST = 100_000
 
 
 class Collector:
@@ -47,7 +50,8 @@ class Collector:
     def step(self) -> None:
         """Freeze what has come, or look for what has gone."""
         gone = self._closed() - self._collected_at
-        if gone >= GONE_AT_MOST or (gone >= GONE_WHEN_IDLE and not self._busy()):
+        few = self._opened() - self._closed() <= FEW and not self._busy()
+        if gone >= GONE_AT_MOST or (gone >= GONE and few):
             self._collected_at = self._closed()
             gc.unfreeze()
             gc.collect()

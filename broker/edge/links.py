@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from broker.domain.credential import Credential
-from broker.upstream.connection import Dialer, Host, Link
+from broker.upstream.connection import NOBODY, Dialer, Host, Link
 
 
 class Links:
@@ -98,5 +98,7 @@ class Links:
             dial.cancel()
         closing = [asyncio.create_task(link.close(), name="link-close") for link in self._all]
         self._all.clear()
+        self._current = None
+        self._host = NOBODY
         if closing := [*closing, *self._closing]:
             await asyncio.wait(closing, timeout=5.0)

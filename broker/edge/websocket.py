@@ -274,9 +274,11 @@ class ClientSocket:
 
     def _release(self, lane: str | None, driver: TurnDriver) -> None:
         """Let the next creates run, if this turn was the last on its lane."""
-        if self.lanes.running(lane) is not driver or self._ws.closed:
+        if self.lanes.running(lane) is not driver:
             return
         for waiting in self.lanes.finished(lane):
+            if self._ws.closed:
+                continue
             self._waiting_bytes -= len(waiting.request.raw)
             waiting.turn.session = self.session
             # not from here: turns that end at once would stand on each other's shoulders

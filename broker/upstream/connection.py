@@ -67,6 +67,24 @@ class Host(Protocol):
         """An event that belongs to no running turn."""
 
 
+class _Nobody:
+    """The host of a link that is gone."""
+
+    behind = True
+
+    def gather(self) -> None:
+        """Nothing is written."""
+
+    def flush(self) -> None:
+        """Nothing is written."""
+
+    def aside(self, link: Link, raw: bytes, lane: str | None) -> None:
+        """Nobody listens."""
+
+
+NOBODY: Host = _Nobody()
+
+
 class Refused(Exception):
     """The upgrade was refused or could not be made."""
 
@@ -191,6 +209,7 @@ class Dialer:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Refused(Failure(FailureKind.TRANSPORT_LOST, code=type(error).__name__, independent=True)) from None
         transport, passage = upgraded.transport, upgraded.passage
+        upgraded.transport = upgraded.passage = None  # the transport carries this along in its context
         if transport is None:
             raise Refused(Failure(FailureKind.TRANSPORT_LOST, code="closed_at_once", independent=True))
         if passage is None and self._tap:
@@ -240,7 +259,7 @@ class Link:
         if passage is not None:
             passage.begin(self.take, self.ready, host.flush)
         dialer.open_links += 1
-        self._reader = asyncio.create_task(self._read(), name=f"link:{credential.name}")
+        self._reader: asyncio.Task[None] | None = asyncio.create_task(self._read(), name=f"link:{credential.name}")
 
     # --- what the vendor remembers ---
 
@@ -309,8 +328,10 @@ class Link:
     async def close(self) -> None:
         """Close the socket and wait for its reader, bounded."""
         self.retired = True
-        self._reader.cancel()
-        await asyncio.wait([self._reader], timeout=3.0)
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.cancel()
+            await asyncio.wait([reader], timeout=3.0)
 
     # --- what comes back ---
 
@@ -402,6 +423,7 @@ class Link:
             return
         self._gone = self.retired = True
         self.shut()
+        self._host = NOBODY  # what is gone shall not go round in circles: a collection stops everybody
         self._dialer.open_links -= 1
         if len(self._listeners) > 1 and failure.kind is FailureKind.REQUEST_FAULT:
             # one of them sent what ended the socket for all, and nobody can say which
@@ -433,7 +455,8 @@ class Link:
                 self._host.aside(self, raw, lane)
         except wire.Garbage:
             self._end(_GARBAGE)
-            self._reader.cancel()
+            if self._reader is not None:
+                self._reader.cancel()
 
     def _deal_failure(self, raw: bytes, lane: str | None, owner: Listener | None) -> None:
         if owner is None and lane is None and len(self._listeners) == 1:

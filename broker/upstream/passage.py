@@ -45,11 +45,11 @@ class Passage(Tap):
 
     def shut(self) -> None:
         """Every frame is a message again."""
-        self._write = None
+        self._write, self._note_item = None, _unreadable
 
     def _finish(self) -> None:
         super()._finish()
-        self._write = None
+        self._write, self._note_item = None, _unreadable
 
     def data_received(self, data: bytes) -> None:
         """Pass a run of plain output straight on; everything else goes as in any tap."""
