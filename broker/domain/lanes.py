@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -21,7 +20,7 @@ class LanesFull(Exception):
 @dataclass(slots=True)
 class _Lane(Generic[T]):
     running: T | None = None
-    waiting: deque[T] = field(default_factory=deque)
+    waiting: list[T] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -33,7 +32,7 @@ class Lanes(Generic[T]):
 
     max_waiting: int = 64
     _lanes: dict[str | None, _Lane[T]] = field(default_factory=dict)
-    _order: deque[str | None] = field(default_factory=deque)
+    _order: list[str | None] = field(default_factory=list)
     _running: int = 0
 
     def admit(self, name: str | None, turn: T) -> bool:
@@ -57,7 +56,7 @@ class Lanes(Generic[T]):
         if lane.running is not None:
             lane.running = None
             self._running -= 1
-        return self._admit_waiting()
+        return self._admit_waiting() if self._order else []
 
     def adopt(self, name: str | None, turn: T) -> None:
         """A turn that the upstream began by itself takes the place of the one that has just ended on this lane."""
@@ -104,15 +103,17 @@ class Lanes(Generic[T]):
 
     def _admit_waiting(self) -> list[T]:
         started: list[T] = []
-        blocked: deque[str | None] = deque()
-        while self._order and self._running < MAX_IN_FLIGHT:
-            name = self._order.popleft()
+        blocked: list[str | None] = []
+        for at, name in enumerate(self._order):
+            if self._running >= MAX_IN_FLIGHT:
+                blocked += self._order[at:]
+                break
             lane = self._lanes[name]
             if lane.running is None:
-                turn = lane.waiting.popleft()
+                turn = lane.waiting.pop(0)
                 self._start(lane, turn)
                 started.append(turn)
             else:
                 blocked.append(name)
-        self._order.extendleft(reversed(blocked))
+        self._order = blocked
         return started

@@ -6,7 +6,6 @@ through its own fault, is gone here as it would be there (protocol.md 4.2, 4.5).
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import msgspec
@@ -30,21 +29,23 @@ class Remembered(msgspec.Struct, frozen=True):
 class SocketMemory:
     """The responses of one client socket, the newest of each lane, and those it has given up."""
 
-    _responses: OrderedDict[str, Remembered] = field(default_factory=OrderedDict)
+    _responses: dict[str, Remembered] = field(default_factory=dict)
     _newest: dict[str | None, str] = field(default_factory=dict)
-    _evicted: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    _evicted: dict[str, None] = field(default_factory=dict)
 
     def note(self, response_id: str, meta: TurnMeta, session: Session, lane: str | None) -> None:
         """A turn was committed on this lane."""
         before = self._responses.get(response_id)
         if before is not None and before.meta.turn_id != meta.turn_id:
             session.reuses_ids = True
+        if before is not None:
+            del self._responses[response_id]  # the newest stands last
         self._responses[response_id] = Remembered(meta, session, lane)
-        self._responses.move_to_end(response_id)
         self._newest[lane] = response_id
-        self._evicted.pop(response_id, None)
+        if self._evicted:
+            self._evicted.pop(response_id, None)
         if len(self._responses) > REMEMBERED:
-            self._responses.popitem(last=False)
+            del self._responses[next(iter(self._responses))]
 
     def recall(self, response_id: str) -> tuple[Parent, Session] | None:
         """A response of this socket, and whether the vendor's socket would still hold it."""
@@ -67,7 +68,7 @@ class SocketMemory:
             return
         self._evicted[parent.response_id] = None
         if len(self._evicted) > REMEMBERED:
-            self._evicted.popitem(last=False)
+            del self._evicted[next(iter(self._evicted))]
 
     def evicted(self, response_id: str) -> bool:
         """Whether the client itself has lost this response."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
@@ -40,17 +41,28 @@ class Session:
     tenant: str
     pin: Pin | None = None
     incremental_disabled: bool = False
-    boundaries: set[str] = field(default_factory=set)
+    boundaries: frozenset[str] = frozenset()
     turns: int = 0
     closed: bool = False
     avoided: str | None = None
     reuses_ids: bool = False
+
+    def served_within(self, *boundaries: str) -> None:
+        """Credentials of these boundaries have served a turn of it."""
+        if not self.boundaries.issuperset(boundaries):
+            self.boundaries = _shared(self.boundaries.union(boundaries))
 
     def adopt(self, pin: Pin | None, incremental_disabled: bool) -> None:
         """Take over what the store answered: the truth, or the winner of a race."""
         if pin is not None:
             self.pin = pin
             self.incremental_disabled = incremental_disabled
+
+
+@lru_cache(maxsize=1024)
+def _shared(boundaries: frozenset[str]) -> frozenset[str]:
+    """One set for all sessions that have been in the same places: there are many sessions and few places."""
+    return boundaries
 
 
 def derive_sid(tenant: str, name: str) -> str:

@@ -342,7 +342,7 @@ class Turn:
     def _committed(self, event: Committed, now: float) -> list[Command]:
         assert self.credential is not None
         self.session.adopt(event.pin, event.incremental_disabled)
-        self.session.boundaries.add(self.credential.boundary)
+        self.session.served_within(self.credential.boundary)
         self.session.turns += 1
         self.session.avoided = None
         self.session.closed = False

@@ -4,11 +4,15 @@ A full collection looks at every object of every session: at 2,000 sessions it s
 second. What lives long is therefore frozen out of its sight as sessions arrive. A session that goes leaves no circles
 behind, so counting references frees it, frozen or not; what little garbage there may be all the same is looked for when
 few sessions are left to look at, or after very many have gone.
+
+Turns take memory and give it back in pieces, between which the C library keeps the holes. After many sessions have come
+or gone the holes go back to the system as soon as nothing runs; at 2,000 sessions that is 5 KB of each.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 from collections.abc import Callable
 
@@ -24,6 +28,10 @@ FEW = 100
 GONE_AT_MOST = 100_000
 
 
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""Only the GNU C library has it."""
+
+
 class Collector:
     """Tunes the collector of this process.
 
@@ -34,6 +42,7 @@ class Collector:
         self._opened, self._closed, self._busy = opened, closed, busy
         self._frozen_at = 0
         self._collected_at = 0
+        self._trimmed_at = 0
 
     def start(self) -> None:
         """After start-up: what is there now stays."""
@@ -48,7 +57,14 @@ class Collector:
             self.step()
 
     def step(self) -> None:
-        """Freeze what has come, or look for what has gone."""
+        """Freeze what has come, look for what has gone, and give back what is not needed."""
+        self._collect()
+        passed = self._opened() + self._closed()
+        if _trim is not None and passed - self._trimmed_at >= ARRIVED and not self._busy():
+            self._trimmed_at = passed
+            _trim(0)
+
+    def _collect(self) -> None:
         gone = self._closed() - self._collected_at
         few = self._opened() - self._closed() <= FEW and not self._busy()
         if gone >= GONE_AT_MOST or (gone >= GONE and few):

@@ -16,6 +16,18 @@ class Links:
     credential, or a link has reached its age, turns still in flight on the old one finish there.
     """
 
+    __slots__ = (
+        "_all",
+        "_chance",
+        "_closing",
+        "_current",
+        "_dialer",
+        "_dials",
+        "_expires",
+        "_headers",
+        "_host",
+    )
+
     def __init__(
         self,
         dialer: Dialer,
@@ -30,9 +42,9 @@ class Links:
         self._chance = chance
         self._current: Link | None = None
         self._expires = 0.0
-        self._all: set[Link] = set()
+        self._all: list[Link] = []
         self._dials: dict[str, asyncio.Task[Link]] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: list[asyncio.Task[None]] = []
 
     def ready(self, credential: Credential) -> Link | None:
         """The link of `credential` that is there, if it will do."""
@@ -58,7 +70,7 @@ class Links:
 
     async def _replace(self, credential: Credential) -> Link:
         fresh = await self._dialer.dial(credential, self._headers, self._host)
-        self._all.add(fresh)
+        self._all.append(fresh)
         if self._current is not None:
             self._current.retired = True
         self._current = fresh
@@ -87,10 +99,10 @@ class Links:
         """Close what is retired and has no turn in flight."""
         done = [link for link in self._all if link.retired and not link.busy]
         for link in done:
-            self._all.discard(link)
+            self._all.remove(link)
             task = asyncio.create_task(link.close(), name="link-close")
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing.append(task)
+            task.add_done_callback(self._closing.remove)
 
     async def close(self) -> None:
         """Close everything, bounded."""

@@ -58,7 +58,7 @@ class Sessions:
             return session
         if session.pin is not None and not session.pin.same(known.pin):
             known.adopt(session.pin, session.incremental_disabled)
-        known.boundaries |= session.boundaries
+        known.served_within(*session.boundaries)
         return known
 
     async def look_up(self, session: Session, response_id: str) -> tuple[Parent, Session] | None:

@@ -55,6 +55,28 @@ class ClientSocket:
     `behind_since` is the time (`time.monotonic`) since which the client is behind with reading, None while it is not.
     """
 
+    __slots__ = (
+        "_catching_up",
+        "_gathered",
+        "_quiet",
+        "_running",
+        "_steers",
+        "_tap",
+        "_transport",
+        "_waiting_bytes",
+        "_write",
+        "_writer",
+        "_ws",
+        "behind_since",
+        "explicit",
+        "lanes",
+        "links",
+        "memory",
+        "session",
+        "tenant",
+        "wiring",
+    )
+
     def __init__(
         self,
         wiring: Wiring,
@@ -80,7 +102,7 @@ class ClientSocket:
         self._transport = request.transport
         self._writer = request.writer
         self._waiting_bytes = 0
-        self._running: set[TurnDriver] = set()
+        self._running = 0
         self._quiet: asyncio.Event | None = None
         self._steers: dict[str | None, _Steers] = {}
         self._tap = tap
@@ -247,7 +269,7 @@ class ClientSocket:
             self._waiting_bytes += len(raw)
 
     def _begin(self, driver: TurnDriver, first: events.Event) -> None:
-        self._running.add(driver)
+        self._running += 1
         driver.begin(first)
 
     def broke(self, driver: TurnDriver, error: Exception) -> None:
@@ -261,7 +283,7 @@ class ClientSocket:
 
     def ended(self, driver: TurnDriver) -> None:
         """A turn is over: whatever waits on its lane may begin."""
-        self._running.discard(driver)
+        self._running -= 1
         if self._quiet is not None and not self._running:
             self._quiet.set()
         lane = driver.request.lane

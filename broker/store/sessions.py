@@ -115,7 +115,7 @@ class SessionStore:
             fields["tenant"],
             pin=_pin(*(fields.get(field, "") for field in ("epoch", "nonce", "credential", "because"))),
             incremental_disabled=fields.get("incremental_disabled") == "1",
-            boundaries={field[2:] for field in fields if field.startswith("b:")},
+            boundaries=frozenset(field[2:] for field in fields if field.startswith("b:")),
             turns=int(fields.get("turns", 0)),
             closed=fields.get("closed") == "1",
             reuses_ids=fields.get("reuses_ids") == "1",

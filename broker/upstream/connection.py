@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -233,6 +232,24 @@ class Link:
     of its lane. `retired` means that no further turn may start on it; it closes when the last one has left.
     """
 
+    __slots__ = (
+        "_dialer",
+        "_gone",
+        "_host",
+        "_listeners",
+        "_minted",
+        "_named",
+        "_opened",
+        "_passage",
+        "_reader",
+        "_room",
+        "_socket",
+        "_transport",
+        "credential",
+        "ended",
+        "retired",
+    )
+
     def __init__(
         self,
         credential: Credential,
@@ -249,7 +266,7 @@ class Link:
         self._transport = transport
         self._dialer = dialer
         self._host = host
-        self._minted: OrderedDict[str, str | None] = OrderedDict()
+        self._minted: dict[str, str | None] = {}
         self._listeners: dict[str | None, Listener] = {}
         self._named = False
         self._gone = False
@@ -269,10 +286,10 @@ class Link:
 
     def mint(self, response_id: str, lane: str | None) -> None:
         """A response ended well on this socket."""
+        self._minted.pop(response_id, None)  # the newest stands last
         self._minted[response_id] = lane
-        self._minted.move_to_end(response_id)
         if len(self._minted) > REMEMBERED:
-            self._minted.popitem(last=False)
+            del self._minted[next(iter(self._minted))]
 
     def forget(self, response_id: str, lane: str | None) -> None:
         """A continuation of it failed: on its own lane the vendor evicts it, a fork keeps it (protocol.md 4.2)."""

@@ -40,7 +40,7 @@ def pin(holder: Credential, epoch: int = 1, nonce: str = "n", because: str = "pl
 def session(
     *, pinned: Pin | None = None, incremental_disabled: bool = False, boundaries: Iterable[str] = ()
 ) -> Session:
-    return Session("sid", "name", "tenant", pinned, incremental_disabled, set(boundaries))
+    return Session("sid", "name", "tenant", pinned, incremental_disabled, frozenset(boundaries))
 
 
 def parent(

@@ -162,7 +162,7 @@ def test_a_plain_turn() -> None:
         << End(Outcome.COMPLETED)
     )
     assert (one.state, one.outcome, one.session.pin) == (State.ENDED, Outcome.COMPLETED, pin(A))
-    assert (one.session.boundaries, one.session.turns) == ({"north"}, 1)
+    assert (one.session.boundaries, one.session.turns) == (frozenset({"north"}), 1)
 
 
 def test_nothing_of_a_turn_without_output_is_relayed_before_it_is_written() -> None:

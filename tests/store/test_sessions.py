@@ -47,7 +47,7 @@ async def test_the_first_commit_binds_the_session(store: SessionStore) -> None:
     assert await store.commit(turn("t1", under=wish)) == Committed("ok", bound, False, True)
     session = await store.load(SID)
     assert session is not None
-    assert (session.pin, session.turns, session.boundaries) == (bound, 1, {"org"})
+    assert (session.pin, session.turns, session.boundaries) == (bound, 1, frozenset({"org"}))
 
 
 async def test_commit_and_load_take_one_round_trip(store: SessionStore, connection: Connection) -> None:
