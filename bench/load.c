@@ -39,13 +39,18 @@ static const char *const MODE_NAMES[] = {"stepped", "burst", "turn", "full", "id
 static struct {
     enum mode mode;
     int sessions, turns, warm, frames, input, answer, core, listen_port, relay_port, stall;
+    int then_input;   /* bytes that a measured turn sends up, if other than those of the warm ones */
+    int refuse_every; /* the upstream answers every so many measured turns once that the quota of the key is gone */
+    int coming;       /* so many sessions, the first ones that work, come and go: connect, a turn, close */
     double seconds;
-    const char *key;     /* the client's key, for relays that ask for one */
-    const char *exhaust; /* the upstream answers this key that its quota is gone (failover mode) */
+    const char *key; /* the client's key, for relays that ask for one */
     const char *pids, *also;
     bool chained; /* turns continue each other by previous_response_id */
     bool steps;   /* one frame in flight */
-} opt = {.mode = STEPPED, .warm = 1, .core = -1, .stall = 20, .chained = true};
+    int spin;     /* never sleep while measuring */
+    bool held;    /* after the warm turns, do as standard input says */
+    bool lenient; /* JSON may be written anew on the way: see same_json */
+} opt = {.mode = STEPPED, .warm = 1, .core = -1, .stall = 20, .chained = true, .spin = 1};
 
 /* --- counting ---------------------------------------------------------------------------------------------------- */
 
@@ -59,7 +64,7 @@ struct histogram {
     uint32_t bucket[BUCKETS];
     uint64_t n, max;
 };
-static struct histogram of_frame, of_first, of_turn, of_last, of_connect;
+static struct histogram of_frame, of_first, of_turn, of_moved, of_last, of_connect;
 
 static uint64_t now_ns(void) {
     struct timespec t;
@@ -153,7 +158,7 @@ static size_t fill(const struct template *from, char *to, int s, int t, int q) {
     return from->len;
 }
 
-static struct template created, in_progress, delta, item_done, completed, create, create_next;
+static struct template created, in_progress, delta, item_done, completed, create, create_next, create_small;
 static size_t largest;
 
 static char *padding(int length) {
@@ -214,7 +219,10 @@ static void make_templates(void) {
     /* a previous id is that of the turn before: the session's number is the same, the turn's is patched in afterwards */
     if (asprintf(&previous, "\"previous_response_id\":\"%s\",", id) < 0) die("memory");
     create_next = templatef(form, previous, input);
-    largest = completed.len + create_next.len + create.len + created.len + 64;
+    char *little = padding(opt.then_input);
+    create_small = templatef(form, previous, little);
+    free(little);
+    largest = completed.len + create_next.len + create_small.len + create.len + created.len + 64;
     free(answer), free(empty), free(full), free(message), free(input), free(previous);
 }
 
@@ -228,9 +236,12 @@ static const struct template *kind_of(int k) {
 
 static int first_output(void) { return opt.frames > 4 ? 2 : 1; }
 
-static size_t build_create(char *to, int s, int t) {
-    bool next = opt.chained && t > 0;
-    const struct template *from = next ? &create_next : &create;
+/* Whether a session leaves after its turn and comes back as a new one; such a session continues nothing. */
+static bool comes_and_goes(int s) { return s < opt.coming; }
+
+static size_t build_create(char *to, int s, int t, bool small) {
+    bool next = opt.chained && t > 0 && !comes_and_goes(s);
+    const struct template *from = !next ? &create : small ? &create_small : &create_next;
     size_t len = fill(from, to, s, t, 0);
     if (next) six(to + from->t[0], (unsigned)(t - 1));
     return len;
@@ -245,7 +256,7 @@ struct conn {
     int fd, session;
     enum side side;
     enum state state;
-    bool watched_out, exhausted;
+    bool watched_out;
     char *in, *out;
     size_t in_len, in_cap, out_at, out_len, out_cap;
     uint64_t began;
@@ -259,14 +270,16 @@ struct session {
     char *sent; /* the create frame under way */
     size_t sent_len;
     bool busy, over;
+    bool waits; /* the upstream has its request and is to say nothing yet */
+    int refused; /* the turn that the upstream has refused once, + 1 */
 };
 
 static int poller;
 static struct session *sessions;
 static struct conn *dead;
 static int opening, opened, busy, next_to_open;
-static bool measuring, ending;
-static uint64_t deadline;
+static bool measuring, ending, asking;
+static uint64_t deadline, looked_at, idle_ns; /* `idle_ns`: spent looking for events that were not there yet */
 static char scratch[1 << 18], *big, *frame_text;
 
 static void watch(struct conn *c, bool out) {
@@ -420,6 +433,27 @@ static void accept_key(const char *key, size_t len, char out[29]) {
 
 /* --- the upstream ------------------------------------------------------------------------------------------------ */
 
+/* The same JSON but for the space between its parts and, where `ids` are the relay's own, the ids of responses. The order
+ * of keys and every other name, number and text are compared. Nothing that is sent here has a quote within a text. */
+static bool same_json(const char *a, size_t a_len, const char *b, size_t b_len, bool ids) {
+    bool inside = false;
+    for (size_t i = 0, j = 0;; i++, j++) {
+        while (!inside && i < a_len && a[i] == ' ') i++;
+        while (!inside && j < b_len && b[j] == ' ') j++;
+        if (i == a_len || j == b_len) return i == a_len && j == b_len;
+        if (a[i] != b[j]) return false;
+        if (a[i] != '"') continue;
+        inside = !inside;
+        if (!ids || !inside || a_len - i < 7 || b_len - j < 7 || memcmp(a + i, "\"resp_", 6) || memcmp(b + j, "\"resp_", 6)) continue;
+        while (i + 1 < a_len && a[i + 1] != '"') i++;
+        while (j + 1 < b_len && b[j + 1] != '"') j++;
+    }
+}
+
+static bool same(const char *a, size_t a_len, const char *b, size_t b_len, bool ids) {
+    return (a_len == b_len && !memcmp(a, b, a_len)) || (opt.lenient && same_json(a, a_len, b, b_len, ids));
+}
+
 /* Write the frames from `written` up to and without `until`, in one write. */
 static void upstream_write(struct session *s, int until) {
     size_t n = 0;
@@ -441,8 +475,10 @@ static void upstream_write(struct session *s, int until) {
 static void upstream_took(struct conn *c, const char *payload, size_t len) {
     /* the last marker counts: a rebuilt conversation holds those of the turns before */
     const char *mark = NULL;
-    for (const char *p = payload; (p = memmem(p, len - (size_t)(p - payload), "bench s=", 8)); p += 8) {
+    int marks = 0, in_order = 0;
+    for (const char *p = payload; (p = memmem(p, len - (size_t)(p - payload), "bench s=", 8)); p += 8, marks++) {
         mark = p;
+        in_order += atoi(p + 17) == marks;
         if (opt.mode != FAILOVER) break;
     }
     int number = mark ? atoi(mark + 8) : -1, turn = mark ? atoi(mark + 17) : -1;
@@ -451,10 +487,11 @@ static void upstream_took(struct conn *c, const char *payload, size_t len) {
         return;
     }
     struct session *s = &sessions[number];
-    bool same = len == s->sent_len && !memcmp(payload, s->sent, len);
-    if (!same && opt.mode != FAILOVER)
+    bool rebuilt = opt.mode == FAILOVER && marks == turn + 1 && in_order == marks;
+    if (!rebuilt && !same(s->sent, s->sent_len, payload, len, false))
         complain(&count.bad_up, "session %d turn %d: the request has changed: %.*s", number, turn, (int)(len < 300 ? len : 300), payload);
-    if (c->exhausted) {
+    if (measuring && opt.refuse_every && turn % opt.refuse_every == 0 && s->refused != turn + 1) {
+        s->refused = turn + 1;
         static const char gone[] = "{\"type\":\"error\",\"status\":429,\"error\":{\"type\":\"usage_limit_reached\",\"code\":"
                                    "\"usage_limit_reached\",\"message\":\"The usage limit has been reached\",\"resets_in_seconds\":3600}}";
         size_t n = frame(scratch, 1, gone, sizeof gone - 1, false);
@@ -464,7 +501,8 @@ static void upstream_took(struct conn *c, const char *payload, size_t len) {
     c->session = number;
     s->upstream = c;
     s->written = 0;
-    upstream_write(s, opt.steps ? first_output() + 1 : opt.frames);
+    if (asking) s->waits = true;
+    else upstream_write(s, opt.steps ? first_output() + 1 : opt.frames);
 }
 
 /* --- the clients ------------------------------------------------------------------------------------------------- */
@@ -473,7 +511,7 @@ static void client_ask(struct session *s) {
     if (!s->client) return;
     int number = (int)(s - sessions);
     if (!s->sent && !(s->sent = malloc(largest))) die("memory");
-    s->sent_len = build_create(s->sent, number, s->turn);
+    s->sent_len = build_create(s->sent, number, s->turn, measuring && opt.then_input);
     s->busy = true;
     s->read = 0;
     busy++;
@@ -489,14 +527,14 @@ static void turn_ended(struct session *s, uint64_t at) {
     busy--;
     if (measuring) {
         count.turns++;
-        note(&of_turn, at - s->asked_at);
+        note(s->refused == s->turn + 1 ? &of_moved : &of_turn, at - s->asked_at);
     }
     s->turn++;
     if (!measuring || s->turn >= s->until || (deadline && at >= deadline)) {
         s->over = true;
         return;
     }
-    if (opt.mode == CHURN) {
+    if (comes_and_goes((int)(s - sessions))) {
         static const char normal[2] = {0x03, (char)0xe8};
         s->client->state = CLOSING;
         send_control(s->client, 8, normal, 2);
@@ -514,7 +552,7 @@ static void client_took(struct conn *c, const char *payload, size_t len, uint64_
     }
     int k = s->read;
     size_t expected = fill(kind_of(k), frame_text, c->session, s->turn, k);
-    if (k >= s->written || expected != len || memcmp(payload, frame_text, len))
+    if (k >= s->written || !same(frame_text, expected, payload, len, true))
         complain(&count.bad_down, "session %d turn %d frame %d differs: %.*s", c->session, s->turn, k, (int)(len < 300 ? len : 300), payload);
     s->read++;
     if (measuring) {
@@ -534,7 +572,7 @@ static void client_open(struct conn *c) {
     opened++;
     note(&of_connect, now_ns() - c->began);
     if (measuring) count.connects++;
-    if (opt.mode == CHURN && measuring) {
+    if (comes_and_goes(c->session) && measuring) {
         busy--;
         client_ask(s);
     }
@@ -594,8 +632,8 @@ static void take_upgrade(struct conn *c, const char *head, size_t len) {
         client_open(c);
         return;
     }
-    size_t key_len = 0, auth_len = 0;
-    const char *key = header(head, len, "Sec-WebSocket-Key", &key_len), *auth = header(head, len, "Authorization", &auth_len);
+    size_t key_len = 0;
+    const char *key = header(head, len, "Sec-WebSocket-Key", &key_len);
     if (!key) {
         /* somebody asks for something else, a probe of the relay perhaps */
         static const char no[] = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -603,7 +641,6 @@ static void take_upgrade(struct conn *c, const char *head, size_t len) {
         drop(c);
         return;
     }
-    c->exhausted = opt.exhaust && auth && memmem(auth, auth_len, opt.exhaust, strlen(opt.exhaust));
     char accept[29], text[256];
     accept_key(key, key_len, accept);
     int n = snprintf(text, sizeof text, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n", accept);
@@ -669,7 +706,7 @@ static void gone(struct conn *c) {
     bool client = c->side == CLIENT, expected = c->state == CLOSING || ending;
     drop(c);
     if (!client) return;
-    if (expected && opt.mode == CHURN && !ending) open_client(number);
+    if (expected && comes_and_goes(number) && !ending) open_client(number);
     else if (!expected) {
         complain(&count.lost, "session %d: the relay has gone", number);
         if (sessions[number].busy) busy--;
@@ -719,9 +756,19 @@ static void accept_all(struct conn *listener) {
     }
 }
 
+/* While measuring it never sleeps: the kernel charges whoever wakes a sleeping process for the wake-up, which on a
+ * virtual machine costs more than relaying a frame, and only relays that keep the load waiting would pay for it. */
 static void run_once(int timeout_ms) {
     struct epoll_event events[256];
-    int n = epoll_wait(poller, events, 256, timeout_ms);
+    int n = epoll_wait(poller, events, 256, measuring && opt.spin ? 0 : timeout_ms);
+    if (n <= 0) {
+        if (measuring && opt.spin) sched_yield(); /* the store has this core, too */
+        bury();
+        uint64_t now = now_ns();
+        idle_ns += now - looked_at;
+        looked_at = now;
+        return;
+    }
     for (int i = 0; i < n; i++) {
         struct conn *c = events[i].data.ptr;
         if (c->fd < 0) continue;
@@ -737,6 +784,7 @@ static void run_once(int timeout_ms) {
         if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) readable(c);
     }
     bury();
+    looked_at = now_ns();
 }
 
 /* --- the run ----------------------------------------------------------------------------------------------------- */
@@ -769,8 +817,8 @@ static bool settle(void) {
     return true;
 }
 
-static bool turns_of_all(int turns) {
-    for (int i = 0; i < opt.sessions; i++) {
+static bool turns_of(int from, int to, int turns) {
+    for (int i = from; i < to; i++) {
         sessions[i].until = sessions[i].turn + turns;
         sessions[i].over = false;
         client_ask(&sessions[i]);
@@ -795,22 +843,85 @@ static void leave(void) {
     }
 }
 
-/* Say what is going on and keep answering pings until standard input closes: whoever started us looks at the relay. */
-static void hold(void) {
-    printf("{\"holding\":%d}\n", opt.sessions);
-    fflush(stdout);
-    fcntl(0, F_SETFL, O_NONBLOCK);
-    for (char c[16];;) {
-        ssize_t n = read(0, c, sizeof c);
-        if (n == 0 || (n < 0 && errno != EAGAIN)) return;
-        run_once(50);
-    }
-}
-
 static void print_times(const char *name, const struct histogram *h) {
     if (h->n)
         printf(",\"%s\":{\"n\":%llu,\"p50\":%.1f,\"p90\":%.1f,\"p99\":%.1f,\"max\":%.1f}", name, (unsigned long long)h->n,
                quantile_us(h, 0.50), quantile_us(h, 0.90), quantile_us(h, 0.99), (double)h->max / 1e3);
+}
+
+static void forget_times(void) {
+    struct histogram *const all[] = {&of_frame, &of_first, &of_turn, &of_moved, &of_last, &of_connect};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) memset(all[i], 0, sizeof *all[i]);
+}
+
+/* The first `some` sessions work for so long, the first `coming` of them as new ones every time; the others wait. */
+static bool work(int some, int coming, double seconds) {
+    uint64_t turns = count.turns, connects = count.connects, began = now_ns();
+    forget_times();
+    measuring = true;
+    opt.coming = coming;
+    deadline = began + (uint64_t)(seconds * 1e9);
+    bool fine = turns_of(0, some, 900000);
+    measuring = false;
+    opt.coming = 0;
+    printf("{\"turns\":%llu,\"connects\":%llu,\"seconds\":%.4f", (unsigned long long)(count.turns - turns),
+           (unsigned long long)(count.connects - connects), (double)(now_ns() - began) / 1e9);
+    print_times("first_us", &of_first);
+    print_times("turn_us", &of_turn);
+    print_times("last_us", &of_last);
+    printf("}\n");
+    return fine;
+}
+
+/* One request goes up, and the upstream takes it and stays silent. */
+static bool ask(int number) {
+    asking = true;
+    client_ask(&sessions[number]);
+    for (uint64_t until = now_ns() + (uint64_t)opt.stall * 1000000000ull; !sessions[number].waits && now_ns() < until;) run_once(20);
+    asking = false;
+    if (!sessions[number].waits) complain(&count.stalled, "session %d: the request does not arrive", number);
+    return sessions[number].waits;
+}
+
+static bool answer(int number) {
+    sessions[number].waits = false;
+    upstream_write(&sessions[number], opt.frames);
+    return settle();
+}
+
+/* One line of whoever holds us: `turns FIRST COUNT N`, `work SOME COMING SECONDS`, `ask SESSION`, `answer SESSION`. */
+static bool obey(const char *line) {
+    int first, n, turns;
+    double seconds;
+    bool fine = true;
+    if (sscanf(line, "turns %d %d %d", &first, &n, &turns) == 3) {
+        for (int i = 0; fine && i < turns; i++) fine = turns_of(first, first + n, 1);
+        puts("{}");
+    } else if (sscanf(line, "work %d %d %lf", &n, &turns, &seconds) == 3) fine = work(n, turns, seconds);
+    else if (sscanf(line, "ask %d", &first) == 1) fine = ask(first), puts("{}");
+    else if (sscanf(line, "answer %d", &first) == 1) fine = answer(first), puts("{}");
+    else fine = false;
+    fflush(stdout);
+    return fine;
+}
+
+/* Do as standard input says, a line each time, and keep answering pings until it closes: whoever started us looks at the
+ * relay. */
+static bool hold(void) {
+    char line[128];
+    size_t have = 0;
+    bool fine = true;
+    printf("{\"holding\":%d}\n", opt.sessions);
+    fflush(stdout);
+    fcntl(0, F_SETFL, O_NONBLOCK);
+    while (fine) {
+        ssize_t n = read(0, line + have, 1);
+        if (n == 0 || (n < 0 && errno != EAGAIN)) return true;
+        if (n < 0) run_once(5);
+        else if (line[have] == '\n' || have == sizeof line - 2) line[have] = 0, have = 0, fine = obey(line);
+        else have++;
+    }
+    return false;
 }
 
 static int option(const char *name, const char *value) {
@@ -829,11 +940,15 @@ static int option(const char *name, const char *value) {
     else if (!strcmp(name, "--core")) opt.core = atoi(value);
     else if (!strcmp(name, "--upstream-port")) opt.listen_port = atoi(value);
     else if (!strcmp(name, "--relay-port")) opt.relay_port = atoi(value);
+    else if (!strcmp(name, "--spin")) opt.spin = atoi(value);
     else if (!strcmp(name, "--stall")) opt.stall = atoi(value);
     else if (!strcmp(name, "--key")) opt.key = value;
-    else if (!strcmp(name, "--exhaust")) opt.exhaust = value;
+    else if (!strcmp(name, "--hold")) opt.held = atoi(value);
+    else if (!strcmp(name, "--then-input")) opt.then_input = atoi(value);
+    else if (!strcmp(name, "--refuse-every")) opt.refuse_every = atoi(value);
     else if (!strcmp(name, "--pids")) opt.pids = value;
     else if (!strcmp(name, "--also")) opt.also = value;
+    else if (!strcmp(name, "--lenient")) opt.lenient = atoi(value);
     else return 0;
     return 1;
 }
@@ -848,7 +963,9 @@ static void defaults(void) {
     if (!opt.input) opt.input = of_mode[opt.mode].input;
     if (!opt.answer) opt.answer = 1000;
     opt.steps = opt.mode == STEPPED || opt.mode == LATENCY || opt.mode == PROBE;
+    opt.held = opt.held || opt.mode == IDLE;
     opt.chained = opt.mode != FULL && opt.mode != CHURN;
+    if (opt.mode == CHURN) opt.coming = opt.sessions;
     if (!opt.relay_port) opt.relay_port = opt.listen_port;
     if (!opt.turns) opt.turns = opt.seconds > 0 ? 900000 : 10;
     if (opt.frames < 4 || opt.sessions > 999999) exit((fputs("load: at least 4 frames a turn\n", stderr), 2));
@@ -877,25 +994,22 @@ int main(int argc, char **argv) {
     listen_upstream();
 
     bool fine = settle();
-    for (int i = 0; fine && i < opt.warm; i++) fine = turns_of_all(1);
-    if (fine && opt.mode == IDLE) hold();
+    for (int i = 0; fine && i < opt.warm; i++) fine = turns_of(0, opt.sessions, 1);
+    if (fine && opt.held) fine = hold();
     uint64_t cpu = 0, also = 0, began = now_ns(), lasted = 0;
-    struct rusage before = {0}, after = {0};
-    if (fine && opt.mode != IDLE) {
+    if (fine && !opt.held) {
         cpu = cpu_ns_of(opt.pids), also = cpu_ns_of(opt.also);
-        getrusage(RUSAGE_SELF, &before);
         measuring = true;
-        began = now_ns();
+        began = looked_at = now_ns();
+        idle_ns = 0;
         deadline = opt.seconds > 0 ? began + (uint64_t)(opt.seconds * 1e9) : 0;
-        fine = turns_of_all(opt.turns);
+        fine = turns_of(0, opt.sessions, opt.turns);
         lasted = now_ns() - began;
         cpu = cpu_ns_of(opt.pids) - cpu, also = cpu_ns_of(opt.also) - also;
-        getrusage(RUSAGE_SELF, &after);
         measuring = false;
     }
     if (fine) leave();
-    double own = (double)(after.ru_utime.tv_sec - before.ru_utime.tv_sec + after.ru_stime.tv_sec - before.ru_stime.tv_sec) +
-                 (double)(after.ru_utime.tv_usec - before.ru_utime.tv_usec + after.ru_stime.tv_usec - before.ru_stime.tv_usec) / 1e6;
+    double own = (double)(lasted - idle_ns) / 1e9;
     uint64_t errors = count.bad_up + count.bad_down + count.lost + count.stalled;
     printf("{\"mode\":\"%s\",\"sessions\":%d,\"frames_per_turn\":%d,\"frames\":%llu,\"turns\":%llu,\"connects\":%llu,\"seconds\":%.4f,"
            "\"own_cpu_s\":%.4f,\"cpu_ns\":%llu,\"also_ns\":%llu",
@@ -904,6 +1018,7 @@ int main(int argc, char **argv) {
     print_times("frame_us", &of_frame);
     print_times("first_us", &of_first);
     print_times("turn_us", &of_turn);
+    print_times("moved_us", &of_moved);
     print_times("last_us", &of_last);
     print_times("connect_us", &of_connect);
     printf(",\"errors\":%llu,\"error_kinds\":{\"bad_up\":%llu,\"bad_down\":%llu,\"lost\":%llu,\"stalled\":%llu}}\n",

@@ -1,4 +1,4 @@
-"""The benchmark: every relay once per round, in alternating order, and the medians of the ratios within a round.
+"""The benchmark: what relaying costs beside other relays, and what else has a target.
 
 `python -m bench.run` takes some minutes, `--quick` less than one. The figure is the on-CPU time of the process under
 test from the scheduler's statistics; wall-clock throughput on two shared cores says more about the machine.
@@ -10,75 +10,46 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.stand import Missing, Relay, Stand
+from bench.cases.collector import collector
+from bench.cases.failover import failover
+from bench.cases.first import first
+from bench.cases.idle import idle
+from bench.cases.processes import processes
+from bench.cases.start import start
+from bench.cases.store import store
+from bench.finding import Finding
+from bench.ratios import BROKER, HAPROXY, MEASURES, PLAIN, PLAIN_UV, figures_of, measure_all
+from bench.ratios import start as start_relays
+from bench.stand import Missing, Stand
 
-HAPROXY, PLAIN, PLAIN_UV, BROKER = "haproxy", "aiohttp", "aiohttp+uvloop", "broker"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One mode, and the figure that is read from it."""
-
-    mode: str
-    figure: str
-    unit: str
-    of: Callable[[dict[str, Any]], float]
-    quick: dict[str, Any]
-    full: dict[str, Any]
-
-
-def _per_frame(result: dict[str, Any]) -> float:
-    return float(result["cpu_ns"]) / 1e3 / float(result["frames"] or 1)
-
-
-def _per_turn(result: dict[str, Any]) -> float:
-    return float(result["cpu_ns"]) / 1e3 / float(result["turns"] or 1)
-
-
-def _p50(name: str) -> Callable[[dict[str, Any]], float]:
-    return lambda result: float(result[name]["p50"])
-
-
-MEASURES = (
-    Measure("stepped", "CPU/frame", "us", _per_frame, {"seconds": 1.0}, {"seconds": 2.0}),
-    Measure("burst", "CPU/frame", "us", _per_frame, {"seconds": 1.0}, {"seconds": 2.0}),
-    Measure("turn", "CPU/turn", "us", _per_turn, {"seconds": 1.0}, {"seconds": 2.0}),
-    Measure("latency", "frame p50", "us", _p50("frame_us"), {"seconds": 0.7}, {"seconds": 1.5}),
-    Measure("full", "CPU/turn", "us", _per_turn, {"turns": 4}, {"turns": 6}),
-    Measure("churn", "CPU/turn", "us", _per_turn, {"seconds": 0.7}, {"seconds": 1.5}),
-)
-
-TARGETS = {
-    ("stepped", HAPROXY): 1.4,
-    ("stepped", PLAIN): 0.65,
-    ("burst", HAPROXY): 3.0,
-    ("burst", PLAIN): 0.12,
-    ("turn", HAPROXY): 4.0,
-    ("latency", HAPROXY): 1.15,
+CASES: dict[str, Callable[[int], list[Finding]]] = {
+    "first": first,
+    "failover": failover,
+    "processes": processes,
+    "start": start,
+    "store": store,
+    "idle": idle,
+    "collector": collector,
 }
-"""The broker's figure as a multiple of the other's: at most this."""
+"""What is not a ratio of relays; each has a stand of its own, so that nothing else talks to its store."""
+
+MODES = (*(measure.mode for measure in MEASURES), *CASES)
 
 
 def main() -> int:
     """Measure, print a table, write JSON. 1 where a target is missed and --strict was given."""
     arguments = _arguments()
-    measures = [m for m in MEASURES if m.mode in arguments.modes]
-    with Stand(encrypt=arguments.encrypt) as stand:
-        relays = _start(stand, arguments.relays)
-        rows = _rounds(stand, relays, measures, arguments.rounds, quick=arguments.quick)
-    report = _report(rows, measures, [relay.name for relay in relays], arguments)
+    report = _measure(arguments)
     _say(table(report))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1))
-    missed = [c for c in report["comparisons"] if c["met"] is False]
+    missed = [row for row in report["comparisons"] + report["findings"] if row["met"] is False]
     return 1 if missed and arguments.strict else 0
 
 
@@ -86,7 +57,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 short rounds of stepped and burst")
     parser.add_argument("--rounds", type=int, help="default 7, quick 3")
-    parser.add_argument("--modes", type=lambda text: text.split(","), help="of " + ",".join(m.mode for m in MEASURES))
+    parser.add_argument("--modes", type=lambda text: text.split(","), help="of " + ",".join(MODES))
     parser.add_argument(
         "--relays",
         type=lambda text: text.split(","),
@@ -97,65 +68,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write everything that was measured to this file")
     parser.add_argument("--strict", action="store_true", help="exit status 1 where a target is missed")
     arguments = parser.parse_args()
-    arguments.modes = arguments.modes or (["stepped", "burst"] if arguments.quick else [m.mode for m in MEASURES])
+    arguments.modes = arguments.modes or (["stepped", "burst"] if arguments.quick else list(MODES))
+    if unknown := set(arguments.modes) - set(MODES):
+        parser.error(f"unknown modes: {','.join(sorted(unknown))}; there are {','.join(MODES)}")
     arguments.rounds = arguments.rounds or (3 if arguments.quick else 7)
     return arguments
 
 
-def _start(stand: Stand, names: Sequence[str]) -> list[Relay]:
-    make: dict[str, Callable[[], Relay]] = {
-        "bare": stand.bare,
-        HAPROXY: stand.haproxy,
-        "haproxy-http": lambda: stand.haproxy("http"),
-        PLAIN: lambda: stand.plain(uvloop=False),
-        PLAIN_UV: lambda: stand.plain(uvloop=True),
-        BROKER: stand.broker,
-    }
-    relays = []
-    for name in names:
-        try:
-            relay = make[name]()
-        except Missing as missing:
-            _say(f"SKIPPED: {name}. This machine has no {missing}")
-            continue
-        if relay.command:
-            relay.start(stand.folder)
-        relays.append(relay)
-    return relays
-
-
-def _rounds(
-    stand: Stand, relays: Sequence[Relay], measures: Sequence[Measure], rounds: int, *, quick: bool
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for number in range(rounds):
-        for measure in measures:
-            # whoever runs last has a warmer or a busier machine; so everybody does in turn
-            for relay in relays if number % 2 == 0 else relays[::-1]:
-                result = stand.run(relay, measure.mode, **(measure.quick if quick else measure.full))
-                rows.append({"round": number, "relay": relay.name, **result})
-        _progress(f"round {number + 1} of {rounds}")
-    return rows
-
-
-def _report(
-    rows: Sequence[dict[str, Any]], measures: Sequence[Measure], names: Sequence[str], arguments: argparse.Namespace
-) -> dict[str, Any]:
-    figures, comparisons = [], []
-    for measure in measures:
-        values = {
-            name: [measure.of(row) for row in rows if row["relay"] == name and row["mode"] == measure.mode]
-            for name in names
-        }
-        for name in names:
-            mine = [row for row in rows if row["relay"] == name and row["mode"] == measure.mode]
-            figures.append(_figure(measure, name, values[name], mine))
-        if BROKER in names:
-            comparisons += [
-                _comparison(measure, name, values[BROKER], values[name])
-                for name in names
-                if name not in (BROKER, "bare")
-            ]
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    rows, figures, comparisons = _ratios(arguments)
     return {
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()},
@@ -164,62 +85,83 @@ def _report(
         "encrypted": arguments.encrypt,
         "figures": figures,
         "comparisons": comparisons,
-        "rows": list(rows),
+        "findings": [finding.as_json() for finding in _findings(arguments)],
+        "rows": rows,
     }
 
 
-def _figure(measure: Measure, name: str, values: Sequence[float], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    seconds, frames = sum(row["seconds"] for row in rows), sum(row["frames"] for row in rows)
-    return {
-        "mode": measure.mode,
-        "relay": name,
-        "figure": measure.figure,
-        "unit": measure.unit,
-        "median": statistics.median(values),
-        "low": min(values),
-        "high": max(values),
-        "frames_per_second": frames / seconds,
-        "load_busy": sum(row["own_cpu_s"] for row in rows) / seconds,
-        "relay_busy": sum(row["cpu_ns"] for row in rows) / 1e9 / seconds,
-        "store_us_per_turn": sum(row["also_ns"] for row in rows) / 1e3 / max(1, sum(row["turns"] for row in rows)),
-    }
+def _ratios(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], ...]:
+    measures = [measure for measure in MEASURES if measure.mode in arguments.modes]
+    if not measures:
+        return [], [], []
+    with Stand(encrypt=arguments.encrypt) as stand:
+        relays = start_relays(stand, arguments.relays, _say)
+        rows = measure_all(stand, relays, measures, arguments.rounds, quick=arguments.quick, progress=_progress)
+    return rows, *figures_of(rows, measures, [relay.name for relay in relays])
 
 
-def _comparison(measure: Measure, name: str, ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    target = TARGETS.get((measure.mode, name))
-    ratio = statistics.median(ratios)
-    return {
-        "mode": measure.mode,
-        "figure": measure.figure,
-        "against": name,
-        "ratio": ratio,
-        "low": min(ratios),
-        "high": max(ratios),
-        "target": target,
-        "met": None if target is None else ratio <= target,
-    }
+def _findings(arguments: argparse.Namespace) -> list[Finding]:
+    found: list[Finding] = []
+    for name, case in CASES.items():
+        if name not in arguments.modes:
+            continue
+        began = time.monotonic()
+        try:
+            found += case(arguments.rounds)
+        except Missing as missing:
+            _say(f"SKIPPED: {name}. This machine has no {missing}")
+        _progress(f"{name}: {time.monotonic() - began:.0f} s")
+    return found
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
 
 
 def table(report: dict[str, Any]) -> str:
     """What was measured, for people."""
+    parts = (_figures(report["figures"]), _comparisons(report["comparisons"]), _targets(report["findings"]))
+    return "\n\n".join("\n".join(part) for part in parts if len(part) > 1)
+
+
+def _figures(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         f"{'mode':9}{'relay':16}{'figure':11}{'median':>9}  {'low-high':17}{'frames/s':>10}{'load':>6}{'relay':>6}"
     ]
-    for f in report["figures"]:
+    for f in rows:
         spread = f"{f['low']:.2f}-{f['high']:.2f}"
         lines.append(
             f"{f['mode']:9}{f['relay']:16}{f['figure']:11}{f['median']:9.2f}  {spread:17}"
             f"{f['frames_per_second']:10,.0f}{f['load_busy']:6.0%}{f['relay_busy']:6.0%}"
+            f"{'  frames/s: the load is the limit' if f['load_is_the_limit'] else ''}"
         )
-    lines += ["", f"{'mode':9}{'broker / ':16}{'figure':11}{'ratio':>9}  {'low-high':17}{'target':>10}"]
-    for c in report["comparisons"]:
+    return lines
+
+
+def _comparisons(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [f"{'mode':9}{'broker / ':16}{'figure':11}{'ratio':>9}  {'low-high':17}{'target':>10}"]
+    for c in rows:
         spread = f"{c['low']:.2f}-{c['high']:.2f}"
-        verdict = (
-            "" if c["target"] is None else f"{'<= ' + format(c['target'], 'g'):>10}  {'met' if c['met'] else 'MISSED'}"
+        lines.append(
+            f"{c['mode']:9}{c['against']:16}{c['figure']:11}{c['ratio']:9.2f}  {spread:17}{_verdict(c)}".rstrip()
         )
-        lines.append(f"{c['mode']:9}{c['against']:16}{c['figure']:11}{c['ratio']:9.2f}  {spread:17}{verdict}")
-    return "\n".join(lines)
+    return lines
+
+
+def _targets(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [f"{'mode':11}{'figure':34}{'':6}{'value':>10}  {'low-high':19}{'rounds':>6}{'target':>12}"]
+    for f in rows:
+        spread = f"{f['low']:.2f}-{f['high']:.2f}"
+        lines.append(
+            f"{f['mode']:11}{f['figure']:34}{f['unit']:6}{f['value']:10.2f}  {spread:19}{f['rounds']:6}"
+            f"  {_verdict(f)}".rstrip()
+        )
+    return lines
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if row["target"] is None:
+        return ""
+    return f"{'<= ' + format(row['target'], 'g'):>10}  {'met' if row['met'] else 'MISSED'}"
 
 
 def _say(text: str) -> None:

@@ -26,7 +26,7 @@ ROOT = HERE.parent
 BUILD = HERE / ".build"
 
 CLIENT_KEY = "sbk_a-key-of-the-benchmark-and-of-nothing-else"
-SECRETS = {"BENCH_SECRET_A": "sk-bench-a", "BENCH_SECRET_B": "sk-bench-b"}
+SECRETS = {f"BENCH_SECRET_{number}": f"sk-bench-{number}" for number in range(16)}
 READY_WITHIN = 30.0
 
 LOAD_CORE = 0
@@ -87,6 +87,8 @@ class Relay:
     environ: Mapping[str, str] = field(default_factory=dict)
     ready_port: int = 0
     ready_path: str = ""
+    ready_within: float = READY_WITHIN
+    listeners: int = 1
     core: int = RELAY_CORE
     also: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
@@ -113,12 +115,14 @@ class Relay:
                 preexec_fn=_on_core(self.core),
             )
         while not self._serves():
-            if self.process.poll() is not None or time.monotonic() > began + READY_WITHIN:
+            if self.process.poll() is not None or time.monotonic() > began + self.ready_within:
                 raise RuntimeError(f"{self.name} did not start:\n{self.log.read_text()[-3000:]}")
             time.sleep(0.005)
         self.start_seconds = time.monotonic() - began
 
     def _serves(self) -> bool:
+        if self.listeners > 1 and _listeners(self.port) < self.listeners:
+            return False
         try:
             with socket.create_connection(("127.0.0.1", self.ready_port or self.port), 1.0) as probe:
                 if not self.ready_path:
@@ -148,6 +152,13 @@ def _family(pid: int) -> list[int]:
             for child in (task / "children").read_text().split():
                 found.extend(_family(int(child)))
     return found
+
+
+def _listeners(port: int) -> int:
+    """How many sockets listen on a port: a connection that succeeds tells of one of several processes only."""
+    wanted = f":{port:04X}"
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return sum(row[1].endswith(wanted) and row[3] == "0A" for row in rows)
 
 
 class Stand:
@@ -205,21 +216,33 @@ class Stand:
         name = "haproxy" if mode == "tcp" else f"haproxy-{mode}"
         return self._add(Relay(name, port, (binary, "-db", "-f", str(config)), core=self.relay_core))
 
-    def plain(self, *, uvloop: bool) -> Relay:
-        """The relay that one would write first."""
+    def plain(self, *, uvloop: bool, module: Sequence[str] = ()) -> Relay:
+        """The relay that one would write first. `module` runs it, where that is not Python alone."""
         port = free_port()
-        command = [sys.executable, "-m", "bench.relay", str(port), str(self.upstream_port)]
+        command = [sys.executable, "-m", *module, "bench.relay", str(port), str(self.upstream_port)]
         name = "aiohttp+uvloop" if uvloop else "aiohttp"
         return self._add(Relay(name, port, command + ["--uvloop"] * uvloop, core=self.relay_core))
 
     def broker(
-        self, name: str = "broker", *, processes: int = 1, wrapper: Sequence[str] = (), **settings: Any
+        self,
+        name: str = "broker",
+        *,
+        processes: int = 1,
+        credentials: int = 1,
+        wrapper: Sequence[str] = (),
+        module: Sequence[str] = (),
+        **settings: Any,
     ) -> Relay:
-        """The broker in full dress: client keys, the hold, transcripts, commits to a real server, metrics."""
+        """The broker in full dress: client keys, the hold, transcripts, commits to a real server, metrics.
+
+        `wrapper` goes before the interpreter (valgrind), `module` before the broker's own (something that runs it).
+        """
         port, operations = free_port(), free_port()
         config = self.folder / f"{name}.yaml"
-        config.write_text(json.dumps(self._config(name, port, operations, settings), indent=2))
-        command = [*wrapper, sys.executable, "-m", "broker", "serve", "--config", str(config)]
+        config.write_text(
+            json.dumps(self._config(name, port, operations, list(SECRETS)[:credentials], settings), indent=2)
+        )
+        command = [*wrapper, sys.executable, "-m", *module, "broker", "serve", "--config", str(config)]
         command += ["--processes", str(processes)] if processes > 1 else []
         return self._add(
             Relay(
@@ -227,35 +250,37 @@ class Stand:
                 port,
                 command,
                 {**SECRETS, "BENCH_TRANSCRIPT_KEY": "00" * 32},
-                ready_port=operations if processes == 1 else 0,
-                ready_path="/readyz" if processes == 1 else "",
+                ready_port=operations,
+                ready_path="/readyz",
+                listeners=processes,
                 core=self.relay_core,
                 also=(self.server.pid,) if self.server.pid is not None else (),
             )
         )
 
-    def _config(self, name: str, port: int, operations: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-        credentials = [
-            {
-                "name": secret[-1].lower(),
-                "vendor": "custom",
-                "base_url": f"http://127.0.0.1:{self.upstream_port}/v1",
-                "secret_env": secret,
-                "boundary": "bench",
-            }
-            for secret in SECRETS
-        ]
+    def _config(
+        self, name: str, port: int, operations: int, secrets: Sequence[str], settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
         return {
             "node": name,
             "listen": f"127.0.0.1:{port}",
             "operations_listen": f"127.0.0.1:{operations}",
             "redis_url": self.server.url,
             "tenants": [{"name": "bench", "keys": [f"sha256:{hashlib.sha256(CLIENT_KEY.encode()).hexdigest()}"]}],
-            "credentials": credentials[:1],
+            "credentials": [self._credential(number, secret) for number, secret in enumerate(secrets)],
             "limits": {"max_sockets": 10000},
             "log": {"level": "error", "format": "json"},
             **({"session": {"encryption_key_env": "BENCH_TRANSCRIPT_KEY"}} if self._encrypt else {}),
             **settings,
+        }
+
+    def _credential(self, number: int, secret: str) -> dict[str, Any]:
+        return {
+            "name": f"key-{number}",
+            "vendor": "custom",
+            "base_url": f"http://127.0.0.1:{self.upstream_port}/v1",
+            "secret_env": secret,
+            "boundary": "bench",
         }
 
     def _add(self, relay: Relay) -> Relay:

@@ -1,0 +1,1 @@
+"""Measurements beside the ratios of relays: each file is one, with the targets it has."""
