@@ -9,7 +9,9 @@
 
 #define FIN_TEXT 0x81
 
-static PyObject *plain_types; /* frozenset of bytes: the types that pass, without their prefix */
+static PyObject *plain_types;   /* frozenset of bytes: the types that pass, without their prefix */
+static PyObject *binding_names; /* tuple of bytes */
+static char first[256];         /* the bytes with which one of them begins */
 
 static const char PREFIX[] = "{\"type\":\"response.";
 static const char DELTA[] = "output_text.delta\"";
@@ -126,20 +128,49 @@ static PyObject *plain_run(PyObject *self, PyObject *const *args, Py_ssize_t nar
     return PyLong_FromSsize_t(at);
 }
 
-/* prepare(plain): the types that pass, as frames.py names them */
-static PyObject *prepare(PyObject *self, PyObject *types) {
+/* names_any(data): memchr hops from quote to quote, so a long text costs next to nothing. */
+static PyObject *names_any(PyObject *self, PyObject *data) {
     (void)self;
-    if (!PyFrozenSet_Check(types)) {
-        PyErr_SetString(PyExc_TypeError, "a frozenset is wanted");
+    if (!PyBytes_Check(data)) {
+        PyErr_SetString(PyExc_TypeError, "bytes are wanted");
         return NULL;
     }
-    Py_INCREF(types);
-    Py_XSETREF(plain_types, types);
+    const char *at = PyBytes_AS_STRING(data), *end = at + PyBytes_GET_SIZE(data);
+    while ((at = memchr(at, '"', (size_t)(end - at)))) {
+        at++;
+        if (at >= end || !first[(unsigned char)*at]) continue;
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(binding_names); i++) {
+            PyObject *name = PyTuple_GET_ITEM(binding_names, i);
+            Py_ssize_t n = PyBytes_GET_SIZE(name);
+            if (end - at > n && at[n] == '"' && !memcmp(at, PyBytes_AS_STRING(name), (size_t)n)) Py_RETURN_TRUE;
+        }
+    }
+    Py_RETURN_FALSE;
+}
+
+/* prepare(plain, binding): the types that pass, and the names that are searched for, as frames.py has them */
+static PyObject *prepare(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *plain, *names;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyFrozenSet_Type, &plain, &PyTuple_Type, &names)) return NULL;
+    memset(first, 0, sizeof first);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) {
+        PyObject *name = PyTuple_GET_ITEM(names, i);
+        if (!PyBytes_Check(name) || !PyBytes_GET_SIZE(name)) {
+            PyErr_SetString(PyExc_TypeError, "a tuple of bytes is wanted");
+            return NULL;
+        }
+        first[(unsigned char)PyBytes_AS_STRING(name)[0]] = 1;
+    }
+    Py_INCREF(plain), Py_INCREF(names);
+    Py_XSETREF(plain_types, plain);
+    Py_XSETREF(binding_names, names);
     Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
-    {"prepare", prepare, METH_O, "Set the types that pass."},
+    {"prepare", prepare, METH_VARARGS, "Set the types that pass, and the names that are searched for."},
+    {"names_any", names_any, METH_O, "See broker.domain.frames."},
     {"text_frame", (PyCFunction)(void (*)(void))text_frame, METH_FASTCALL, "See broker.domain.frames."},
     {"plain_run", (PyCFunction)(void (*)(void))plain_run, METH_FASTCALL, "See broker.domain.frames."},
     {NULL, NULL, 0, NULL},
@@ -149,6 +180,6 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_frames", NULL, -1, 
 
 PyMODINIT_FUNC PyInit__frames(void) {
     PyObject *made = PyModule_Create(&module);
-    if (made) plain_types = PyFrozenSet_New(NULL);
+    if (!made || !(plain_types = PyFrozenSet_New(NULL)) || !(binding_names = PyTuple_New(0))) return NULL;
     return made;
 }

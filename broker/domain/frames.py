@@ -5,6 +5,7 @@ What is done for every frame has a compiled twin (`broker/_frames.c`), which tak
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 FIN_TEXT = 0x81
@@ -132,6 +133,33 @@ def pure_plain_run(data: bytes, at: int, items: list[tuple[int, int, int]]) -> i
         at = end
 
 
+BINDING = (
+    b"item_reference",
+    b"file_id",
+    b"file_ids",
+    b"container",
+    b"container_id",
+    b"vector_store_ids",
+    b"compaction",
+    b"compaction_summary",
+    b"prompt",
+)
+"""Keys and types that bind a request to the project in which something lives (protocol.md 8.3)."""
+
+_QUOTED = re.compile(b'"(?:' + b"|".join(BINDING) + b')"')
+
+
+def pure_names_any(data: bytes) -> bool:
+    """Whether one of `BINDING` stands in quotes. It may still be a mere word; where none does, nothing binds.
+
+    A quoted key never occurs inside a JSON string, whose quotes are escaped.
+    """
+    return _QUOTED.search(data) is not None
+
+
+names_any: Callable[[bytes], bool] = pure_names_any
+"""`pure_names_any`, or its twin."""
+
 text_frame: Callable[[bytes, int, int, int], tuple[int, int]] = pure_text_frame
 """`pure_text_frame`, or its twin."""
 
@@ -144,5 +172,5 @@ except ImportError:
     COMPILED = False
 else:
     COMPILED = True
-    _frames.prepare(PLAIN)
-    text_frame, plain_run = _frames.text_frame, _frames.plain_run
+    _frames.prepare(PLAIN, BINDING)
+    text_frame, plain_run, names_any = _frames.text_frame, _frames.plain_run, _frames.names_any

@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 import orjson
 
+from broker.domain.frames import names_any
+
 MAX_MODEL = 256
 STREAM_ID = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
 
@@ -122,20 +124,15 @@ def input_items(raw_input: bytes) -> bytes:
 
 CONVERSATION = "a conversation"
 
-_BINDING = re.compile(
-    rb'"(?:item_reference|file_ids?|container(?:_id)?|vector_store_ids|compaction(?:_summary)?|prompt)"'
-)
-
 
 def binds(raw: bytes, frame: ClientFrame) -> str | None:
     """What in this frame lives in one owner's project, so that only its boundary can serve it; None if nothing.
 
-    The bytes are searched first: a quoted key never occurs inside a JSON string, whose quotes are escaped, so a
-    frame without one of them costs a search and no parse.
+    The bytes are searched first: a frame without one of the words costs no parse.
     """
     if frame.conversation != _NULL:
         return CONVERSATION
-    if _BINDING.search(raw) is None:
+    if not names_any(raw):
         return None
     document = _loads(raw)
     if document.get("prompt"):
@@ -145,7 +142,7 @@ def binds(raw: bytes, frame: ClientFrame) -> str | None:
 
 def items_bind(array: bytes) -> str | None:
     """What among these items (a JSON array) lives in one owner's project; None if nothing."""
-    return _binding_in([_loads(array)]) if _BINDING.search(array) is not None else None
+    return _binding_in([_loads(array)]) if names_any(array) else None
 
 
 def _loads(raw: bytes) -> Any:

@@ -64,9 +64,6 @@ class Client(Protocol):
     def behind(self) -> bool:
         """Whether the client is behind with reading."""
 
-    def write(self, raw: bytes) -> object:
-        """Whole frames to the client, as the bytes they are."""
-
     def send(self, frames: Iterable[bytes]) -> None:
         """Events to the client. To a client that has left, nothing is sent."""
 
@@ -283,7 +280,7 @@ class TurnDriver:
         attempt = self.attempt
         if attempt is not None and attempt.link is not None:
             if state is State.SHOWING:
-                attempt.link.open(self, self.client.write)
+                attempt.link.open(self)
             attempt.link.proceed()
 
     def _answered(self, event: e.Event) -> None:

@@ -64,10 +64,10 @@ class ClientSocket:
         "_tap",
         "_transport",
         "_waiting_bytes",
-        "_write",
         "_writer",
         "_ws",
         "behind_since",
+        "direct",
         "explicit",
         "lanes",
         "links",
@@ -108,7 +108,7 @@ class ClientSocket:
         self._tap = tap
         self._catching_up: asyncio.Task[None] | None = None
         self._gathered: list[bytes] | None = None
-        self._write: Callable[[bytes], object] = self._write_ordinary if tap is None else self._transport.write
+        self.direct: Callable[[bytes], object] = self._write_ordinary if tap is None else self._transport.write
         if tap is not None:
             tap.on_behind = self._on_behind
             tap.begin(self.take)
@@ -138,7 +138,7 @@ class ClientSocket:
     def write(self, data: bytes) -> None:
         """Whole frames to the client, as the bytes they are."""
         if self._gathered is None:
-            self._write(data)
+            self.direct(data)
         else:
             self._gathered.append(data)
 
@@ -151,7 +151,7 @@ class ClientSocket:
         """Write what was gathered, if anything was."""
         gathered, self._gathered = self._gathered, None
         if gathered:
-            self._write(gathered[0] if len(gathered) == 1 else b"".join(gathered))
+            self.direct(gathered[0] if len(gathered) == 1 else b"".join(gathered))
 
     def _write_ordinary(self, data: bytes) -> None:
         """Where no tap tells whether the client is behind, its transport is asked after each write."""

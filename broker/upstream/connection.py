@@ -56,6 +56,13 @@ class Host(Protocol):
     def behind(self) -> bool:
         """Whether the client is behind with reading, so that nothing more is read for it."""
 
+    @property
+    def direct(self) -> Write:
+        """Writes whole frames to the client at once, where nothing is being gathered."""
+
+    def write(self, data: bytes) -> None:
+        """Whole frames to the client, as the bytes they are."""
+
     def gather(self) -> None:
         """What is written to the client from now on leaves in one write, with `flush`."""
 
@@ -70,6 +77,11 @@ class _Nobody:
     """The host of a link that is gone."""
 
     behind = True
+
+    def direct(self, data: bytes) -> None:
+        """Nothing is written."""
+
+    write = direct
 
     def gather(self) -> None:
         """Nothing is written."""
@@ -271,7 +283,7 @@ class Link:
         self._named = False
         self._gone = False
         self._room: asyncio.Event | None = None
-        self._opened: tuple[Write, NoteItem] | None = None
+        self._opened: tuple[Write, Write, NoteItem] | None = None
         self._passage = passage
         if passage is not None:
             passage.begin(self.take, self.ready, host.flush)
@@ -352,15 +364,16 @@ class Link:
 
     # --- what comes back ---
 
-    def open(self, listener: Listener, write: Write) -> None:
-        """Plain output may pass to `write`, if the turn of `listener` is alone here.
+    def open(self, listener: Listener) -> None:
+        """Plain output may pass to the client, if the turn of `listener` is alone here.
 
         Where lanes have names, every frame must be asked for its own: one that was abandoned may still speak.
         """
         if self._passage is None or self._named or len(self._listeners) != 1:
             return
-        self._opened = (write, listener.note_item)
-        if not self._host.behind:
+        host = self._host
+        self._opened = (host.direct, host.write, listener.note_item)
+        if not host.behind:
             self._passage.open(*self._opened)
 
     def shut(self) -> None:

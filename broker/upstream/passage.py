@@ -29,56 +29,61 @@ class Passage(Tap):
     `passed` says that something has, since it was last set to False.
     """
 
-    __slots__ = ("_note_item", "_write", "passed")
+    __slots__ = ("_direct", "_note_item", "_write", "passed")
 
     def __init__(self, transport: asyncio.Transport, inner: asyncio.Protocol) -> None:
         super().__init__(transport, inner, masked=False)
         self.passed = False
+        self._direct: Write | None = None
         self._write: Write | None = None
         self._note_item: NoteItem = _unreadable
 
-    def open(self, write: Write, note_item: NoteItem) -> None:
-        """Plain output passes to `write` until `shut` is called."""
+    def open(self, direct: Write, write: Write, note_item: NoteItem) -> None:
+        """Plain output passes until `shut` is called: to `direct`, or behind messages that came with it to `write`."""
         if self._take is not None:
-            self._write = write
-            self._note_item = note_item
+            self._direct, self._write, self._note_item = direct, write, note_item
 
     def shut(self) -> None:
         """Every frame is a message again."""
-        self._write, self._note_item = None, _unreadable
+        self._direct = self._write = None
+        self._note_item = _unreadable
 
     def _finish(self) -> None:
         super()._finish()
-        self._write, self._note_item = None, _unreadable
+        self.shut()
 
     def data_received(self, data: bytes) -> None:
         """Pass a run of plain output straight on; everything else goes as in any tap."""
-        write = self._write
-        if write is not None and not (self._waiting or self._left or self._under_way or self._fragments):
-            end = self._run(data, 0)
+        direct = self._direct
+        if direct is not None and not (self._waiting or self._left or self._under_way or self._fragments):
+            items: list[tuple[int, int, int]] = []
+            end = plain_run(data, 0, items)
+            if items:
+                end = self._noted(data, items, end)
             if end:
                 self.passed = True
                 if end == len(data):
-                    write(data)
+                    direct(data)
                     return
-                write(data[:end])
+                direct(data[:end])
                 data = data[end:]
         super().data_received(data)
 
     def _message(self, data: bytes, at: int, start: int, end: int) -> int:
         write, take = self._write, self._take
-        if write is None or (reached := self._run(data, at)) == at:
-            assert take is not None
-            take(data[start:end])
-            return end
-        self.passed = True
-        write(data[at:reached])
-        return reached
+        if write is not None:
+            items: list[tuple[int, int, int]] = []
+            reached = self._noted(data, items, plain_run(data, at, items))
+            if reached > at:
+                self.passed = True
+                write(data[at:reached])
+                return reached
+        assert take is not None
+        take(data[start:end])
+        return end
 
-    def _run(self, data: bytes, at: int) -> int:
-        """How far a run of plain output reaches; the items in it are noted."""
-        items: list[tuple[int, int, int]] = []
-        end = plain_run(data, at, items)
+    def _noted(self, data: bytes, items: list[tuple[int, int, int]], end: int) -> int:
+        """Note the items of a run; the answer is where it ends, which is before one that cannot be read."""
         for begins, start, ends in items:
             if not self._note_item(data[start:ends]):
                 return begins
