@@ -6,6 +6,7 @@ What is done for every frame has a compiled twin (`broker/_frames.c`), which tak
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable
 
 FIN_TEXT = 0x81
@@ -35,8 +36,12 @@ def text_header(size: int, masked: int = 0) -> bytes:
     if size < 126:
         return bytes((FIN_TEXT, size | masked))
     if size < 1 << 16:
-        return bytes((FIN_TEXT, 126 | masked, size >> 8, size & 0xFF))
-    return bytes((FIN_TEXT, 127 | masked)) + size.to_bytes(8, "big")
+        return _WIDE(FIN_TEXT, 126 | masked, size)
+    return _WIDEST(FIN_TEXT, 127 | masked, size)
+
+
+_WIDE = struct.Struct("!BBH").pack
+_WIDEST = struct.Struct("!BBQ").pack
 
 
 def pure_text_frame(data: bytes, at: int, mask: int, largest: int) -> tuple[int, int]:

@@ -11,7 +11,6 @@ Rules that govern it:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -139,10 +138,10 @@ class Turn:
     credential: Credential | None = None
     mode: Mode = Mode.INCREMENTAL
     failures: list[tuple[Credential, Failure]] = field(default_factory=list)
-    _excluded: set[str] = field(default_factory=set)
-    _spent: Counter[FailureKind] = field(default_factory=Counter)
+    _excluded: frozenset[str] = frozenset()
+    _spent: dict[FailureKind, int] = field(default_factory=dict)
     _races: int = 0
-    _replays: Counter[str] = field(default_factory=Counter)
+    _replays: dict[str, int] = field(default_factory=dict)
     _retried: bool = False
     _bound: bool = False
     _bound_to: str | None = None
@@ -220,7 +219,7 @@ class Turn:
         self.state = State.PLACING
         pin = self.session.pin
         preferred = pin.credential if pin is not None else None
-        wish = Wish(self.request.model, preferred, self.boundary, frozenset(self._excluded), self.session.avoided)
+        wish = Wish(self.request.model, preferred, self.boundary, self._excluded, self.session.avoided)
         return [Place(wish)]
 
     def _placed(self, event: Placed, now: float) -> list[Command]:
@@ -368,7 +367,7 @@ class Turn:
         if action is Action.REPLAY and self._may_replay():
             return commands + self._replay(failure)
         self._moving = FailOver(failure, self.phase)
-        self._excluded.add(self.credential.name)
+        self._excluded |= {self.credential.name}
         return commands + self._start_over()
 
     def _understand(self, failure: Failure) -> tuple[Failure, bool]:
@@ -416,16 +415,20 @@ class Turn:
 
     def _out_of_bounds(self, failure: Failure, now: float) -> bool:
         if self.phase is Phase.SENT and failure.kind not in _PROVEN_UNSERVED:
-            self._spent[failure.kind] += 1
+            self._spent[failure.kind] = self._spent.get(failure.kind, 0) + 1
         if self._failing_since is None:
             self._failing_since = now
-        return self._spent[failure.kind] >= self.policy.placements or now - self._failing_since > self.policy.placing
+        return (
+            self._spent.get(failure.kind, 0) >= self.policy.placements
+            or now - self._failing_since > self.policy.placing
+        )
 
     def _may_replay(self) -> bool:
         """A credential whose sockets end again and again, or that keeps losing what it held, is left for another."""
         assert self.credential is not None
-        self._replays[self.credential.name] += 1
-        return self._replays[self.credential.name] <= MAX_REPLAYS
+        name = self.credential.name
+        self._replays[name] = self._replays.get(name, 0) + 1
+        return self._replays[name] <= MAX_REPLAYS
 
     def _replay(self, failure: Failure) -> list[Command]:
         if failure.kind is FailureKind.CONTINUATION_LOST:
@@ -469,7 +472,7 @@ class Turn:
         if not lost or self._retried:
             return []
         self._retried = True
-        self._excluded.discard(lost[-1])
+        self._excluded -= {lost[-1]}
         return self._place()
 
     def _surface(self, failure: Failure, poisonous: bool) -> list[Command]:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import orjson
 from aiohttp import ClientConnectionError, WSMsgType, web
@@ -27,6 +27,7 @@ from broker.edge.links import Links
 from broker.edge.wiring import Wiring
 from broker.tap import Tap
 from broker.upstream.connection import Link, LinkClosed
+from broker.upstream.passage import Write
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +108,8 @@ class ClientSocket:
         self._steers: dict[str | None, _Steers] = {}
         self._tap = tap
         self._catching_up: asyncio.Task[None] | None = None
-        self._gathered: list[bytes] | None = None
-        self.direct: Callable[[bytes], object] = self._write_ordinary if tap is None else self._transport.write
+        self._gathered: list[bytes | memoryview] | None = None
+        self.direct: Write = self._write_ordinary if tap is None else self._transport.write
         if tap is not None:
             tap.on_behind = self._on_behind
             tap.begin(self.take)
@@ -135,7 +136,7 @@ class ClientSocket:
         if not self._ws.closed and not self._transport.is_closing():
             self.write(b"".join([part for raw in frames for part in (text_header(len(raw)), raw)]))
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Whole frames to the client, as the bytes they are."""
         if self._gathered is None:
             self.direct(data)
@@ -151,9 +152,12 @@ class ClientSocket:
         """Write what was gathered, if anything was."""
         gathered, self._gathered = self._gathered, None
         if gathered:
-            self.direct(gathered[0] if len(gathered) == 1 else b"".join(gathered))
+            if self._tap is None:
+                self._write_ordinary(b"".join(gathered))
+            else:
+                self._transport.writelines(gathered)
 
-    def _write_ordinary(self, data: bytes) -> None:
+    def _write_ordinary(self, data: bytes | memoryview) -> None:
         """Where no tap tells whether the client is behind, its transport is asked after each write."""
         self._transport.write(data)
         if self._catching_up is None and self._transport.get_write_buffer_size() > BEHIND:

@@ -162,19 +162,22 @@ class SessionStore:
             then(error)
 
     def _write(self, commit: Commit, chunks: Sequence[bytes], then: Callable[[Committed | Exception], None]) -> None:
+        size = sum(map(len, chunks))
         response_id = commit.meta.response_id
         rid = derive_rid(commit.tenant, response_id) if response_id else ""
-        commands = [call(scripts.COMMIT, keys.of_session(commit.sid), self._commit_args(commit, rid, chunks))]
+        commands = [call(scripts.COMMIT, keys.of_session(commit.sid), self._commit_args(commit, rid, chunks, size))]
         if rid:
             commands.append(command("SET", keys.response(rid), commit.sid, "PX", self._ttl))
 
         def answered(answers: list[Any] | StoreUnavailable) -> None:
             then(answers if isinstance(answers, StoreUnavailable) else _committed(answers[0]))
 
-        self._connection.submit(commands, answered, bulky=sum(map(len, chunks)) > BULKY)
+        self._connection.submit(commands, answered, bulky=size > BULKY)
 
-    def _commit_args(self, commit: Commit, rid: str, chunks: Sequence[bytes]) -> list[str | bytes | int]:
-        meta, size = commit.meta, sum(map(len, chunks))
+    def _commit_args(
+        self, commit: Commit, rid: str, chunks: Sequence[bytes], size: int
+    ) -> tuple[str | bytes | int, ...]:
+        meta, count = commit.meta, len(chunks)
         record = _Record(
             meta.response_id,
             meta.credential,
@@ -183,14 +186,29 @@ class SessionStore:
             meta.store,
             meta.kept,
             meta.rooted,
-            len(chunks),
+            count,
             size,
         )
-        bare = msgspec.structs.replace(record, kept=False, chunks=0, size=0)
-        whose = (self._ttl, commit.name, commit.tenant, meta.turn_id)
-        what = (_encode(record), _encode(bare), size, self._max_transcript, meta.response_id, rid, int(meta.store))
-        pin = (meta.boundary, commit.epoch, commit.nonce, meta.credential, commit.because)
-        return [*whose, *what, *pin, len(chunks), *chunks, *commit.minted]
+        return (
+            self._ttl,
+            commit.name,
+            commit.tenant,
+            meta.turn_id,
+            _encode(record),
+            size,
+            self._max_transcript,
+            meta.response_id,
+            rid,
+            int(meta.store),
+            meta.boundary,
+            commit.epoch,
+            commit.nonce,
+            meta.credential,
+            commit.because,
+            count,
+            *chunks,
+            *commit.minted,
+        )
 
     async def find(self, sid: str, response_id: str) -> TurnMeta | None:
         """The newest turn of the session that answered under `response_id`. One round trip."""
@@ -295,11 +313,11 @@ def _settle(answer: asyncio.Future[Committed], outcome: Committed | Exception) -
         answer.set_result(outcome)
 
 
-def _committed(answer: Sequence[Any]) -> Committed:
-    status, *pin, disabled, kept = map(_text, answer)
-    settled = _pin(*pin)
-    assert settled is not None  # the script stores one where there is none
-    return Committed("duplicate" if status == "duplicate" else "ok", settled, disabled == "1", kept == "1")
+def _committed(answer: Sequence[bytes]) -> Committed:
+    status, epoch, nonce, credential, because, disabled, kept = answer
+    # the script stores a pin where there is none
+    pin = Pin(credential.decode(), int(epoch), nonce.decode(), because.decode())
+    return Committed("duplicate" if status == b"duplicate" else "ok", pin, disabled == b"1", kept == b"1")
 
 
 def _text(value: Any) -> str:

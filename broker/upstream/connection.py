@@ -60,7 +60,7 @@ class Host(Protocol):
     def direct(self) -> Write:
         """Writes whole frames to the client at once, where nothing is being gathered."""
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Whole frames to the client, as the bytes they are."""
 
     def gather(self) -> None:
@@ -78,7 +78,7 @@ class _Nobody:
 
     behind = True
 
-    def direct(self, data: bytes) -> None:
+    def direct(self, data: bytes | memoryview) -> None:
         """Nothing is written."""
 
     write = direct

@@ -18,7 +18,7 @@ from aiohttp.connector import Connection
 from broker.domain.frames import plain_run
 from broker.tap import Tap, tappable
 
-Write = Callable[[bytes], object]
+Write = Callable[[bytes | memoryview], object]
 NoteItem = Callable[[bytes], bool]
 """Told of an item that passes; False if it cannot be read, so that it shall be looked at like any other message."""
 
@@ -65,7 +65,7 @@ class Passage(Tap):
                 if end == len(data):
                     direct(data)
                     return
-                direct(data[:end])
+                direct(memoryview(data)[:end])
                 data = data[end:]
         super().data_received(data)
 
@@ -76,7 +76,7 @@ class Passage(Tap):
             reached = self._noted(data, items, plain_run(data, at, items))
             if reached > at:
                 self.passed = True
-                write(data[at:reached])
+                write(memoryview(data)[at:reached])
                 return reached
         assert take is not None
         take(data[start:end])

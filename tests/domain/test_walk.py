@@ -156,7 +156,7 @@ class ForgetsWhomItTried(Turn):
     """A credential that has failed is placed again."""
 
     def _start_over(self) -> list[Command]:
-        self._excluded.clear()
+        self._excluded = frozenset()
         return Turn._start_over(self)
 
 
