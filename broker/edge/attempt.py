@@ -48,7 +48,7 @@ class Attempt:
             epoch=pin.epoch if pin else 0,
             nonce=pin.nonce if pin else "",
             because=pin.because if pin else "",
-            minted=transcript.minted(item for _, item in self._items),
+            minted=transcript.minted([item for _, item in self._items]),
         )
 
     def _meta(self, turn: Turn, keep: bool) -> TurnMeta:
@@ -70,4 +70,10 @@ class Attempt:
             # some vendors name the items only at the end
             listed = self.response[1]
             return listed if listed[:1] == b"[" else b"[]"
-        return b"[" + b",".join(item for _, item in sorted(self._items, key=lambda entry: entry[0])) + b"]"
+        if len(self._items) > 1:
+            self._items.sort(key=_index)
+        return b"[" + b",".join([item for _, item in self._items]) + b"]"
+
+
+def _index(item: tuple[int, bytes]) -> int:
+    return item[0]

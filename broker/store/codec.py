@@ -24,6 +24,7 @@ _VERSION = 0x10
 _COMPRESSED = 0x01
 _ENCRYPTED = 0x02
 _NONCE = 12
+_FLAGS = [bytes((flags,)) for flags in range(256)]
 _CRC = struct.Struct(">I")
 _LENGTH = struct.Struct(">I")
 
@@ -46,17 +47,21 @@ class Codec:
 
     def encode(self, sid: str, turn_id: str, items: TurnItems) -> list[bytes]:
         """The chunks of a turn's items."""
+        inputs, outputs = items.inputs, items.outputs
+        length = _LENGTH.pack(len(inputs))
+        # the checksum finds damage where no cipher does
+        checksum = _CRC.pack(zlib.crc32(outputs, zlib.crc32(inputs, zlib.crc32(length))))
         flags = _VERSION
-        body = _frame(items)
-        if len(body) >= COMPRESS_FROM:
+        parts: tuple[bytes, ...] = (checksum, length, inputs, outputs)
+        if items.size >= COMPRESS_FROM:
             flags |= _COMPRESSED
-            body = zstd.compress(body, level=1)
+            parts = (zstd.compress(b"".join(parts), level=1),)
         if self._cipher is not None:
             flags |= _ENCRYPTED
             nonce = os.urandom(_NONCE)
-            body = nonce + self._cipher.encrypt(nonce, body, _bound_to(flags, sid, turn_id))
-        whole = bytes((flags,)) + body
-        return [whole[at : at + CHUNK] for at in range(0, len(whole), CHUNK)]
+            parts = (nonce, self._cipher.encrypt(nonce, b"".join(parts), _bound_to(flags, sid, turn_id)))
+        whole = b"".join((_FLAGS[flags], *parts))
+        return [whole] if len(whole) <= CHUNK else [whole[at : at + CHUNK] for at in range(0, len(whole), CHUNK)]
 
     def decode(self, sid: str, turn_id: str, chunks: Sequence[bytes]) -> TurnItems:
         """The items behind these chunks; raises `Unreadable`."""
@@ -85,12 +90,6 @@ class Codec:
 def _bound_to(flags: int, sid: str, turn_id: str) -> bytes:
     # items copied to another turn or session, or with other flags, do not open
     return bytes((flags,)) + f"{sid}|{turn_id}".encode()
-
-
-def _frame(items: TurnItems) -> bytes:
-    body = _LENGTH.pack(len(items.inputs)) + items.inputs + items.outputs
-    # the checksum finds damage where no cipher does
-    return _CRC.pack(zlib.crc32(body)) + body
 
 
 def _unframe(framed: bytes) -> TurnItems:
