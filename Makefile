@@ -15,7 +15,7 @@ COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes 
 .PHONY: help demo soak bench bench-check test lint types fmt requirements clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: $(RUNTIME) ## a session that outlives its credential, on simulated upstreams (HOLD=1 leaves it running)
 	@$(BIN)/python -m broker.demo $(ARGS)
@@ -52,7 +52,7 @@ requirements: ## choose versions within pyproject.toml's bounds, with hashes (AR
 	@$(COMPILE) $(ARGS) --group build -c requirements/dev.txt -o requirements/build.txt >/dev/null
 
 clean: ## remove what can be made again; not data/
-	@rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) broker/_frames*.so bench/.build bench/.peers dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -61,14 +61,16 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 1; }
 
-$(RUNTIME): $(BIN)/python requirements/runtime.txt requirements/build.txt pyproject.toml
+TWIN := broker/_frames.c hatch_build.py
+
+$(RUNTIME): $(BIN)/python requirements/runtime.txt requirements/build.txt pyproject.toml $(TWIN)
 	@echo "installing what the broker needs"
 	@$(PIP) install --require-hashes -r requirements/build.txt
 	@$(PIP) install --require-hashes -r requirements/runtime.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(DEV): $(BIN)/python requirements/dev.txt requirements/build.txt pyproject.toml
+$(DEV): $(BIN)/python requirements/dev.txt requirements/build.txt pyproject.toml $(TWIN)
 	@echo "installing what the broker and its tests need"
 	@$(PIP) install --require-hashes -r requirements/build.txt
 	@$(PIP) install --require-hashes -r requirements/dev.txt

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import peers
 from bench.cases.collector import collector
 from bench.cases.failover import failover
 from bench.cases.first import first
@@ -49,7 +50,8 @@ def main() -> int:
     _say(table(report))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1))
-    missed = [row for row in report["comparisons"] + report["findings"] if row["met"] is False]
+    rows = report["comparisons"] + report["findings"] + report["peers"].get("figures", [])
+    missed = [row for row in rows if row.get("met") is False]
     return 1 if missed and arguments.strict else 0
 
 
@@ -65,6 +67,7 @@ def _arguments() -> argparse.Namespace:
         help="of bare,haproxy,haproxy-http,aiohttp,aiohttp+uvloop,broker",
     )
     parser.add_argument("--encrypt", action="store_true", help="the broker encrypts transcripts, too")
+    parser.add_argument("--peers", action="store_true", help="LiteLLM's proxy as well; installs it into bench/.peers")
     parser.add_argument("--json", type=Path, help="write everything that was measured to this file")
     parser.add_argument("--strict", action="store_true", help="exit status 1 where a target is missed")
     arguments = parser.parse_args()
@@ -86,6 +89,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "figures": figures,
         "comparisons": comparisons,
         "findings": [finding.as_json() for finding in _findings(arguments)],
+        "peers": _peers(arguments) if arguments.peers else {},
         "rows": rows,
     }
 
@@ -98,6 +102,11 @@ def _ratios(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], ...]:
         relays = start_relays(stand, arguments.relays, _say)
         rows = measure_all(stand, relays, measures, arguments.rounds, quick=arguments.quick, progress=_progress)
     return rows, *figures_of(rows, measures, [relay.name for relay in relays])
+
+
+def _peers(arguments: argparse.Namespace) -> dict[str, Any]:
+    with Stand() as stand:
+        return peers.measure(stand, arguments.rounds, quick=arguments.quick)
 
 
 def _findings(arguments: argparse.Namespace) -> list[Finding]:
@@ -120,7 +129,8 @@ def _findings(arguments: argparse.Namespace) -> list[Finding]:
 def table(report: dict[str, Any]) -> str:
     """What was measured, for people."""
     parts = (_figures(report["figures"]), _comparisons(report["comparisons"]), _targets(report["findings"]))
-    return "\n\n".join("\n".join(part) for part in parts if len(part) > 1)
+    texts = ["\n".join(part) for part in parts if len(part) > 1]
+    return "\n\n".join([*texts, peers.table(report["peers"])] if report["peers"] else texts)
 
 
 def _figures(rows: Sequence[dict[str, Any]]) -> list[str]:

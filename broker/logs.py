@@ -13,6 +13,7 @@ import orjson
 
 # What `extra` may carry into a line; anything else in a record stays out of it.
 FIELDS = (
+    "frames",
     "session",
     "turn",
     "credential",

@@ -17,6 +17,7 @@ from broker.config import Config, CredentialConfig, ResolvedSecrets, TenantConfi
 from broker.domain import errors
 from broker.domain.credential import Credential, Secret
 from broker.domain.errors import ErrorReply
+from broker.domain.frames import COMPILED
 from broker.domain.turn import Policy
 from broker.edge.access import Tenant
 from broker.edge.collector import Collector
@@ -302,7 +303,7 @@ async def _run_node(
         collector = Collector(lambda: node.opened, lambda: node.opened - len(node.sockets), lambda: node.busy)
         collector.start()
         tuning = asyncio.create_task(collector.run(), name="collector")
-        log.info("ready", extra={"node": node.name})
+        log.info("ready", extra={"node": node.name, "frames": "compiled" if COMPILED else "in Python"})
         await stopping.wait()
         tuning.cancel()
         log.info("stopping", extra={"node": listeners.node.name})
