@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.domain.credential import Credential
-from broker.domain.health import AuthHealth, HealthSnapshot, HealthState
-from broker.domain.selection import Choice, Wish, select
+from broker.domain.health import (
+    AuthHealth,
+    HealthSnapshot,
+    HealthState,
+    credential_subject,
+    endpoint_subject,
+    group_subject,
+    model_subject,
+)
+from broker.domain.selection import Choice, Wish, keep, select
 from tests.domain.playbook import credential
 
 S = HealthState
@@ -204,3 +213,40 @@ def test_takes_only_who_may_serve_and_somebody_if_there_is_one(
     assert {each.credential.name for each in choice.candidates if not each.passed_over} == {e.name for e in able}
     if wish.preferred in {each.name for each in able}:
         assert name(choice) == wish.preferred
+
+
+def test_a_pin_that_may_be_kept_is_the_one_that_would_be_chosen() -> None:
+    rng = Random(7)
+    kept = 0
+    for _ in range(4000):
+        pool = [
+            credential(
+                each,
+                rng.choice(["north", "south"]),
+                priority=rng.randrange(2),
+                max_in_flight=rng.choice([0, 0, 2]),
+                models=frozenset(rng.choice([(), (), ("m",), ("other",)])),
+            )
+            for each in "abcd"[: rng.randint(1, 4)]
+        ]
+        snapshot = HealthSnapshot()
+        for each in pool:
+            subjects = credential_subject(each), group_subject(each), model_subject(each, "m"), endpoint_subject(each)
+            for subject in subjects:
+                if rng.random() < 0.15:
+                    state = rng.choice([state for state in HealthState if state is not HealthState.HEALTHY])
+                    snapshot.put(AuthHealth(subject, state, until=rng.choice([0.0, 50.0, 150.0])))
+        names = [each.name for each in pool]
+        wish = Wish(
+            "m",
+            rng.choice(names),
+            boundary=rng.choice([None, None, "north"]),
+            excluded=frozenset(rng.sample(names, rng.randrange(2))),
+            avoided=rng.choice([None, None, rng.choice(names)]),
+        )
+        running = {name: rng.randrange(4) for name in names}
+        pinned = next(each for each in pool if each.name == wish.preferred)
+        if keep(pinned, snapshot, running, wish, now=100.0):
+            kept += 1
+            assert select(pool, snapshot, running, wish, now=100.0, chance=rng.random()).credential is pinned
+    assert kept > 500
