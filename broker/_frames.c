@@ -19,7 +19,7 @@ static const char ITEM[] = "output_item.done";
 #define LONGEST 64 /* no plain type is longer */
 
 /* The payload of the text frame at `at`: where it begins, or 0 if it is none, or -1 if its header is not whole. */
-static Py_ssize_t payload_of(const unsigned char *data, Py_ssize_t size, Py_ssize_t at, int mask, unsigned long long *length) {
+static Py_ssize_t payload_of(const unsigned char *data, Py_ssize_t size, Py_ssize_t at, Py_ssize_t mask, unsigned long long *length) {
     if (data[at] != FIN_TEXT) return 0;
     if (size - at < 2) return -1;
     if ((data[at + 1] & 0x80) != mask) return 0;
@@ -68,15 +68,17 @@ static PyObject *text_frame(PyObject *self, PyObject *const *args, Py_ssize_t na
     const unsigned char *data;
     Py_ssize_t size, at;
     if (!arguments(args, nargs, 4, &data, &size, &at)) return NULL;
-    long mask = PyLong_AsLong(args[2]), largest = PyLong_AsLong(args[3]);
-    if (PyErr_Occurred()) return NULL;
+    Py_ssize_t mask = PyLong_AsSsize_t(args[2]);
+    if (mask == -1 && PyErr_Occurred()) return NULL;
+    Py_ssize_t largest = PyLong_AsSsize_t(args[3]);
+    if (largest == -1 && PyErr_Occurred()) return NULL;
     if (at >= size) return pair(-1, at);
     unsigned long long length = 0;
-    Py_ssize_t start = payload_of(data, size, at, (int)mask, &length);
+    Py_ssize_t start = payload_of(data, size, at, mask, &length);
     if (start == 0) return pair(0, at);
     if (start < 0) return pair(-1, at);
-    if (length > (unsigned long long)largest || start - at + (Py_ssize_t)length > largest) return pair(0, at);
-    if (start + (Py_ssize_t)length > size) return pair(-1, at);
+    if (start - at > largest || length > (unsigned long long)(largest - (start - at))) return pair(0, at);
+    if (start > size || length > (unsigned long long)(size - start)) return pair(-1, at);
     return pair(start, start + (Py_ssize_t)length);
 }
 

@@ -49,6 +49,7 @@ class Tap(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_ended",
         "_fragments",
         "_full",
         "_going",
@@ -82,6 +83,7 @@ class Tap(asyncio.Protocol):
         self._under_way = 0
         self._going = False
         self._full = False
+        self._ended = False
 
     def begin(
         self, take: Take, ready: Callable[[], bool] | None = None, rest: Callable[[], None] | None = None
@@ -90,7 +92,8 @@ class Tap(asyncio.Protocol):
 
         `rest` is called when all that could be dealt with at once has been.
         """
-        self._take = take
+        if not self._ended:
+            self._take = take
         if ready is not None:
             self._ready = ready
         if rest is not None:
@@ -124,12 +127,13 @@ class Tap(asyncio.Protocol):
             self._waiting = data[at:] if at else data
             self._rest()
         full = len(self._waiting) > WAITING
-        if full is not self._full:
+        if full or self._full:
             self._mind(full)
 
     def _mind(self, full: bool) -> None:
         self._full = full
         if full:
+            # every time: aiohttp has reasons of its own to go on reading, and does not know of this one
             self.transport.pause_reading()
         elif not self.transport.is_closing():
             self.transport.resume_reading()
@@ -183,7 +187,7 @@ class Tap(asyncio.Protocol):
 
     def _finish(self) -> None:
         """The socket ends here, by a close or by a breach of the protocol: nothing behind it is taken."""
-        self._take = None
+        self._ended, self._take = True, None
 
     def _flush(self) -> None:
         """Nothing comes any more: what waits goes the ordinary way."""
@@ -246,14 +250,20 @@ def unmasked(data: bytes, start: int, end: int) -> bytes:
     return bytes(body)
 
 
-def masked(payload: bytes) -> bytes:
-    """A text frame as a client sends it, under a mask of chance (RFC 6455 5.3).
+def write_masked(transport: asyncio.WriteTransport, payload: bytes) -> None:
+    """Write a text frame as a client sends it, under a mask of chance (RFC 6455 5.3).
 
     The mask keeps a payload from looking like something else to whoever is in between; it is no secret.
     """
     mask, body = random.randbytes(4), bytearray(payload)
     websocket_mask(mask, body)
-    return b"".join((text_header(len(payload), MASKED), mask, body))
+    header = text_header(len(payload), MASKED) + mask
+    if len(payload) <= LARGE:
+        transport.write(header + body)
+    else:
+        # a large one is not copied once more
+        transport.write(header)
+        transport.write(body)
 
 
 def tappable(transport: asyncio.BaseTransport | None, inner: object, buffer: str) -> bool:

@@ -18,7 +18,7 @@ from broker.domain import wire
 from broker.domain.classify import classify_close, classify_handshake
 from broker.domain.credential import Credential
 from broker.domain.failure import Failure, FailureKind
-from broker.tap import Tap, masked
+from broker.tap import Tap, write_masked
 from broker.upstream.passage import NoteItem, Passage, Write, install
 
 log = logging.getLogger(__name__)
@@ -342,7 +342,7 @@ class Link:
         """Send one frame up. Raises `LinkClosed` if it was not sent; one that is lost on its way is told by `lost`."""
         if self._gone or self._transport.is_closing() or self._socket.closed:
             raise LinkClosed
-        self._transport.write(masked(frame))
+        write_masked(self._transport, frame)
 
     def keep_alive(self) -> None:
         """Nothing is read here, or nothing that aiohttp would see; the vendor is not to blame for its silence."""

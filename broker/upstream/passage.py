@@ -39,7 +39,10 @@ class Passage(Tap):
         self._note_item: NoteItem = _unreadable
 
     def open(self, direct: Write, write: Write, note_item: NoteItem) -> None:
-        """Plain output passes until `shut` is called: to `direct`, or behind messages that came with it to `write`."""
+        """Plain output passes until `shut` is called: to `direct`, or behind messages that came with it to `write`.
+
+        What passes is not asked for one by one: whoever would say that it is not ready shuts first.
+        """
         if self._take is not None:
             self._direct, self._write, self._note_item = direct, write, note_item
 

@@ -61,6 +61,8 @@ class Upstream:
 
     def __init__(self) -> None:
         self.plans: dict[str, Plan] = {}
+        self.seen: list[bytes] = []
+        """The requests as they came."""
         self.port = 0
         self.early = b""
         """Bytes that come in one piece with the answer to the handshake."""
@@ -111,6 +113,7 @@ class Upstream:
                     elif frame.opcode == PING:
                         writer.write(Frame(frame.payload, PONG).encode())
                     elif frame.opcode == TEXT:
+                        self.seen.append(frame.payload)
                         name = orjson.loads(frame.payload)["input"]
                         plan = self.plans[name]
                         waiting[name] += 1
@@ -190,7 +193,15 @@ class RawClient:
         self.send(Frame(orjson.dumps(frame if lane is None else frame | {"stream_id": lane}), mask=b"\0\0\0\0"))
 
     def send(self, frame: Frame) -> None:
-        self._writer.write(frame.encode())
+        self.send_raw(frame.encode())
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._writer.is_closing()
+
+    def send_raw(self, data: bytes) -> None:
+        self._writer.write(data)
 
     async def more(self) -> list[Frame]:
         """The next frames; none when the other side has ended."""

@@ -89,6 +89,32 @@ def _read_one(head: bytes) -> tuple[Frame, int, int] | None:
     return Frame(b"", head[0] & 15, bool(head[0] & 0x80), head[0] >> 4 & 7, mask, width), header, size
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a frame is whose length is known: of `data[start:end]` the payload is from `body` on."""
+
+    frame: Frame
+    start: int
+    body: int
+    end: int
+
+
+def layout(data: bytes) -> list[Place]:
+    """Where the frames of a stream are; the last one may reach beyond the end."""
+    found, at = list[Place](), 0
+    while (one := _read_one(data[at : at + 14]) or _read_one_but_its_mask(data[at : at + 14])) is not None:
+        frame, header, size = one
+        frame = replace(frame, payload=_masked(data[at + header : at + header + size], frame.mask))
+        found.append(Place(frame, at, at + header, at + header + size))
+        at += header + size
+    return found
+
+
+def _read_one_but_its_mask(head: bytes) -> tuple[Frame, int, int] | None:
+    wide = len(head) >= 2 and head[1] & 0x80 and len(head) >= 2 + {126: 2, 127: 8}.get(head[1] & 0x7F, 0)
+    return _read_one(head + bytes(4)) if wide else None
+
+
 def messages(frames: Sequence[Frame]) -> list[bytes]:
     """The payloads of text messages, put together where they came in fragments."""
     found, parts = [], b""
