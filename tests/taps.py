@@ -42,7 +42,7 @@ from tests.upstream.frames import (
 SETTINGS = settings(
     max_examples=600, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
-PLANTED = settings(SETTINGS, max_examples=500, phases=[Phase.generate], report_multiple_bugs=False)
+PLANTED = settings(SETTINGS, max_examples=4000, phases=[Phase.generate], report_multiple_bugs=False)
 
 UNREADABLE = b'"msg_5"'
 """What is in an item that the scene cannot read."""

@@ -65,6 +65,7 @@ def answer(name: str) -> list[Frame]:
 def stage(request: pytest.FixtureRequest, redis_server: engines.Server) -> Iterator[tuple[asyncio.Runner, Bench]]:
     """A vendor, a node that taps and one that does not, on either kind of loop."""
     factory: Callable[[], asyncio.AbstractEventLoop] = request.param
+    redis_server.execute("FLUSHALL")  # what others hold against a credential of the same name
     with asyncio.Runner(loop_factory=factory) as runner:
         context = bench(redis_server.url, max_frame=LARGEST)
         built = runner.run(context.__aenter__())
