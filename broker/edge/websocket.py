@@ -228,6 +228,7 @@ class ClientSocket:
                 async with asyncio.timeout(self.wiring.bounds.leave):
                     await self._quiet.wait()
         await self.links.close()
+        self.direct = self._transport.write  # not ourselves: what is gone shall not go round in circles
         if clean and not self.explicit:
             await self.wiring.sessions.close_cleanly(self.memory.sessions())
 
