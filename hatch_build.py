@@ -28,12 +28,18 @@ class CustomBuildHook(BuildHookInterface):
         shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
         include = f"-I{sysconfig.get_paths()['include']}"
         command = [compiler, "-O2", "-fPIC", *shared, include, str(Path(self.root, SOURCE)), "-o", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            self.app.display_warning(
-                f"the C compiler failed, frames will be looked at in Python:\n{done.stderr[-2000:]}"
-            )
+        if (said := _compile(command)) is not None:
+            self.app.display_warning(f"the C compiler failed, frames will be looked at in Python:\n{said}")
             return
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
         build_data["artifacts"].append(str(target.relative_to(self.root)))
+
+
+def _compile(command: list[str]) -> str | None:
+    """What went wrong, if anything did."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return str(error)
+    return done.stderr[-2000:] if done.returncode else None

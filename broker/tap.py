@@ -122,6 +122,9 @@ class Tap(asyncio.Protocol):
                 if reached == at:
                     break
                 at = reached
+        except BaseException:
+            at += frame_size(data, at) or 0  # a fault of ours; what brought it shall not be dealt with twice
+            raise
         finally:
             self._going = False
             self._waiting = data[at:] if at else data

@@ -173,9 +173,10 @@ plain_run: Callable[[bytes, int, list[tuple[int, int, int]]], int] = pure_plain_
 
 try:
     from broker import _frames
-except ImportError:
+
+    _frames.prepare(PLAIN, BINDING)
+    text_frame, plain_run, names_any = _frames.text_frame, _frames.plain_run, _frames.names_any
+except (ImportError, AttributeError, TypeError):  # none was built, or one of another version
     COMPILED = False
 else:
     COMPILED = True
-    _frames.prepare(PLAIN, BINDING)
-    text_frame, plain_run, names_any = _frames.text_frame, _frames.plain_run, _frames.names_any

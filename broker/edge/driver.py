@@ -155,6 +155,8 @@ class TurnDriver:
 
     def begin(self, first: e.Event) -> None:
         """Take the turn from its first event on; the client is told when it is over."""
+        if self._over:
+            return  # its client left before it had begun
         words = self.client.take_steers(self.request.lane, self.request.previous_response_id)
         if words:
             self._items = _with_words(self.request.items, words)
@@ -207,10 +209,10 @@ class TurnDriver:
         self.attempt.response_id = response_id
         self.attempt.pin = self.turn.session.pin
 
-    def take_over(self, frames: list[tuple[bytes, EventKind]]) -> None:
+    def take_over(self, events: list[tuple[bytes, EventKind] | e.Failed]) -> None:
         """Events that came before the ones the link will bring."""
-        for frame in frames:
-            self._feed(frame)
+        for event in events:
+            self._feed(event)
 
     def _feed(self, item: tuple[bytes, EventKind] | e.Event) -> None:
         self._arrived.append(item)
@@ -298,6 +300,10 @@ class TurnDriver:
     async def _find(self, question: Coroutine[Any, Any, e.Event]) -> None:
         try:
             answer = await question
+        except asyncio.CancelledError:
+            # nobody waits for the answer any more
+            self._finish(None)
+            raise
         except Exception as error:  # noqa: BLE001 - a fault of ours ends this turn, and nothing else
             self._finish(error)
         else:
@@ -309,30 +315,43 @@ class TurnDriver:
             return
         self._over = self._at_work = True
         self._wiring.pulse.leave(self)
-        if error is not None and self.link is not None:
-            # what its link may still bring for this turn shall not be taken for the next one's
-            self.link.retired = True
-        link = self._detach()
-        self._hand_back(link)
-        if error is not None:
-            self.client.broke(self, error)
-        self.client.ended(self)
+        link = self.link
+        if link is not None:
+            # what its link may still bring comes behind what is here already
+            link.held = True
+            if error is not None:
+                # and shall not be taken for the next turn's
+                link.retired = True
+        self._detach()
+        try:
+            if self._arrived:
+                self._hand_back(link)
+        finally:
+            if error is not None:
+                self.client.broke(self, error)
+            self.client.ended(self)
+            if link is not None:
+                link.held = False
+                link.proceed()
 
     def _hand_back(self, link: Link | None) -> None:
         """Events behind the turn's end belong to whoever comes next on this lane: a steered response's successor."""
-        if not self._arrived:
-            return
-        rest = [item for item in self._arrived if isinstance(item, tuple)]
+        rest = deque(item for item in self._arrived if isinstance(item, tuple | e.Failed))
         self._arrived.clear()
         self.full = False
         while link is not None and rest:
-            self.client.aside(link, rest.pop(0)[0], self.request.lane)
+            item = rest.popleft()
+            if not isinstance(item, tuple):
+                continue  # the link is gone, and nobody is on it
+            try:
+                self.client.aside(link, item[0], self.request.lane)
+            except wire.Garbage:
+                link.retired = True
             if (successor := link.listener(self.request.lane)) is not None:
-                # at once, before the link can bring what comes behind
-                successor.take_over(rest)
+                successor.take_over(list(rest))
                 break
-        if link is not None:
-            link.proceed()
+        if link is not None and link.retired:
+            self.client.links.settle()
 
     def _pass(self, raw: bytes, kind: EventKind) -> None:
         if kind is EventKind.ASIDE:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from broker.domain.credential import Credential
-from broker.upstream.connection import NOBODY, Dialer, Host, Link
+from broker.domain.failure import Failure, FailureKind
+from broker.upstream.connection import NOBODY, Dialer, Host, Link, Refused
 
 
 class Links:
@@ -55,13 +56,18 @@ class Links:
 
     async def dial(self, credential: Credential) -> Link:
         """A fresh link of `credential`, which takes the place of the one there is. Raises `Refused`."""
+        if self._host is NOBODY:
+            raise Refused(Failure(FailureKind.TRANSPORT_LOST, code="client_left", orderly=True))
         dial = self._dials.get(credential.name)
         if dial is None:
             # lanes that need the same socket wait for one dial, and hear of its refusal together
             dial = asyncio.create_task(self._replace(credential), name=f"dial:{credential.name}")
             self._dials[credential.name] = dial
             dial.add_done_callback(lambda done: self._dialled(credential.name, done))
-        return await asyncio.shield(dial)
+        try:
+            return await asyncio.shield(dial)
+        finally:
+            del dial  # its exception holds this frame, and shall not be held by it
 
     def _dialled(self, name: str, dial: asyncio.Task[Link]) -> None:
         del self._dials[name]

@@ -136,6 +136,7 @@ class Node:
         await self.health.stop()
         await self.dialer.stop()
         await self.connection.close()
+        self.metrics.flush()
 
     def tap(self, transport: asyncio.Transport | None, protocol: asyncio.Protocol) -> Tap | None:
         """A tap on a client's socket that is about to be upgraded; None where that cannot be done."""
@@ -187,11 +188,11 @@ class Node:
             self.show()
             self.metrics.flush()
             for socket in self.sockets:
-                if socket.behind_since is not None:
+                if socket.slow_since is not None:
                     socket.links.keep_alive()
             late = time.monotonic() - self.bounds.send_timeout
             for socket in list(self.sockets):
-                if socket.behind_since is not None and socket.behind_since < late:
+                if socket.slow_since is not None and socket.slow_since < late:
                     self.metrics.closes.inc("slow")
                     socket.abort()
 

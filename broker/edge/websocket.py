@@ -40,6 +40,9 @@ BEHIND = 64 * 1024
 UNREAD = 1024 * 1024
 """Bytes that may wait for a client that asks for one refusal after the other."""
 
+MAX_STEERS = 32
+"""Steers of one lane that may wait for the vendor's answer (protocol.md 2.4)."""
+
 _CLEAN = frozenset({None, 0, 1000, 1001, 1005})
 """Close codes by which a client says that it is done; 0 and 1005 are closes without a code."""
 
@@ -59,6 +62,7 @@ class ClientSocket:
     __slots__ = (
         "_catching_up",
         "_gathered",
+        "_leaving",
         "_quiet",
         "_running",
         "_steers",
@@ -104,6 +108,7 @@ class ClientSocket:
         self._writer = request.writer
         self._waiting_bytes = 0
         self._running = 0
+        self._leaving = False
         self._quiet: asyncio.Event | None = None
         self._steers: dict[str | None, _Steers] = {}
         self._tap = tap
@@ -121,8 +126,13 @@ class ClientSocket:
 
     @property
     def behind(self) -> bool:
-        """Whether the client is behind with reading."""
-        return self.behind_since is not None
+        """Whether the client is behind with reading, or will read nothing any more."""
+        return self.behind_since is not None or self._leaving
+
+    @property
+    def slow_since(self) -> float | None:
+        """Since when a client that is still there is behind (`time.monotonic`)."""
+        return None if self._leaving else self.behind_since
 
     def join(self, session: Session) -> None:
         """The client has found back to a session; what it begins next belongs there, unless it has named another."""
@@ -181,19 +191,26 @@ class ClientSocket:
             self.links.resume()
 
     def refuse(self, reply: ErrorReply, lane: str | None = None) -> None:
-        """An error that belongs to no turn; the socket stays, unless the client reads none of what it asks for."""
+        """An error that belongs to no turn; the socket stays."""
+        self._answer(reply.event(lane))
+
+    def _answer(self, raw: bytes) -> None:
+        """What a frame of the client leads to at once; a client that reads none of what it asks for is cut off."""
         if self._transport.get_write_buffer_size() > UNREAD:
             self.abort()
-        self.send((reply.event(lane),))
+        else:
+            self.send((raw,))
 
     async def close(self, code: int, reason: str) -> None:
         """Close the client's socket, with a reason."""
         self.wiring.metrics.closes.inc(str(code))
+        self._leaving = True
         self.links.hold()
         await self._ws.close(code=code, message=reason.encode())
 
     def abort(self) -> None:
         """Cut off a client that takes nothing any more."""
+        self._leaving = True
         self._transport.abort()
 
     # --- from the client ---
@@ -218,6 +235,7 @@ class ClientSocket:
             await self._leave(clean)
 
     async def _leave(self, clean: bool) -> None:
+        self._leaving = True
         self.lanes.abandon()
         for driver in self.lanes.all_running():
             driver.leave()
@@ -228,12 +246,17 @@ class ClientSocket:
                 async with asyncio.timeout(self.wiring.bounds.leave):
                     await self._quiet.wait()
         await self.links.close()
+        if self._transport.get_write_buffer_size():
+            # one that does not even read its own goodbye keeps no memory for ever
+            asyncio.get_running_loop().call_later(self.wiring.bounds.leave, self._transport.abort)
         self.direct = self._transport.write  # not ourselves: what is gone shall not go round in circles
         if clean and not self.explicit:
             await self.wiring.sessions.close_cleanly(self.memory.sessions())
 
     def take(self, raw: bytes) -> None:
         """One text frame of the client."""
+        if self._leaving:
+            return
         lane = None
         try:
             frame, raw = wire.read_client_frame(raw)
@@ -304,28 +327,35 @@ class ClientSocket:
         if self.lanes.running(lane) is not driver:
             return
         for waiting in self.lanes.finished(lane):
-            if self._ws.closed:
-                continue
             self._waiting_bytes -= len(waiting.request.raw)
             waiting.turn.session = self.session
-            # not from here: turns that end at once would stand on each other's shoulders
-            asyncio.get_running_loop().call_soon(self._begin, waiting, events.Began())
+            self._running += 1
+            if self._leaving:
+                waiting.leave()
+            else:
+                # not from here: turns that end at once would stand on each other's shoulders
+                asyncio.get_running_loop().call_soon(waiting.begin, events.Began())
 
     # --- steering ---
 
     def _steer(self, frame: ClientFrame, raw: bytes) -> None:
         target = frame.previous_response_id or ""
         running = next((d for d in self.lanes.all_running() if d.response_id and d.response_id == target), None)
-        if running is None or running.link is None:
-            self.send((_steer_failed(target, bytes(frame.input)),))
+        link = running.link if running is not None else None
+        if running is None or link is None:
+            self._answer(_steer_failed(frame, "response_not_found", "No response with this id is active."))
             return
-        words = wire.input_items(bytes(frame.input)).strip()[1:-1]
-        self._steers.setdefault(running.request.lane, _Steers()).sent.append((target, words))
+        steers = self._steers.setdefault(running.request.lane, _Steers())
+        if len(steers.sent) >= MAX_STEERS or link.clogged:
+            self._answer(_steer_failed(frame, "too_many_pending_steers", f"At most {MAX_STEERS} steers may wait."))
+            return
         try:
-            running.link.send(raw)
+            link.send(raw)
         except LinkClosed:
             self.drop_steers(running.request.lane)
-            self.send((_steer_failed(target, bytes(frame.input)),))
+            self._answer(_steer_failed(frame, "response_not_found", "No response with this id is active."))
+            return
+        steers.sent.append((target, wire.input_items(bytes(frame.input)).strip()[1:-1]))
 
     def aside(self, link: Link, raw: bytes, lane: str | None) -> None:
         """An event that belongs to no running turn: a steer's answer, its successor, or the echo of one that ended."""
@@ -386,13 +416,10 @@ class _Steers:
         self.accepted: list[tuple[str, bytes]] = []
 
 
-def _steer_failed(target: str, raw_input: bytes) -> bytes:
-    error = {
-        "type": "invalid_request_error",
-        "code": "response_not_found",
-        "message": "No response with this id is active.",
-    }
-    steer = wire.join({"previous_response_id": orjson.dumps(target), "input": raw_input})
+def _steer_failed(frame: ClientFrame, code: str, message: str) -> bytes:
+    error = {"type": "invalid_request_error", "code": code, "message": message}
+    target = orjson.dumps(frame.previous_response_id or "")
+    steer = wire.join({"previous_response_id": target, "input": bytes(frame.input)})
     return wire.join({"type": b'"response.steer.failed"', "error": orjson.dumps(error), "steer": steer})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -18,6 +19,11 @@ from redis.asyncio import ConnectionPool, Redis
 
 from broker.store.commands import Command
 from broker.store.reasons import DEMOTED, FOREIGN, Refusal, StoreUnavailable, reason_of
+
+log = logging.getLogger(__name__)
+
+DRIPPING = 10
+"""Timeouts after which an answer that comes in drops is no answer."""
 
 Answers = list[Any] | StoreUnavailable
 """What came back for each command, a `Refusal` where the server answered an error; or why nothing did."""
@@ -121,7 +127,9 @@ class Pipe(asyncio.Protocol):
             _fail(unsent, failure)
             self._show_empty()
             return
+        now = asyncio.get_running_loop().time()
         for question in unsent:
+            question.asked_at = now
             if self._transport is None:
                 _fail([question], "connection")
             else:
@@ -134,7 +142,11 @@ class Pipe(asyncio.Protocol):
         self._heard_at = asyncio.get_running_loop().time()
         self._reader.feed(data)
         try:
-            while self._sent and (answer := self._reader.gets()) is not False:
+            while (answer := self._reader.gets()) is not False:
+                if not self._sent:
+                    # an answer that nobody has asked for would put all others out of step
+                    self._lose("protocol")
+                    return
                 self._take(answer)
         except hiredis.ProtocolError:
             self._lose("protocol")
@@ -149,7 +161,7 @@ class Pipe(asyncio.Protocol):
             answers.append(answer if callback is None else callback(answer))
         if len(answers) == len(question.names):
             self._sent.popleft()
-            question.then(answers)
+            _tell(question, answers)
             if not self._sent:
                 self._show_empty()
             if any(isinstance(each, Refusal) and each.reason in DEMOTED for each in answers):
@@ -164,7 +176,8 @@ class Pipe(asyncio.Protocol):
         if not self._sent:
             return
         loop = asyncio.get_running_loop()
-        if loop.time() - max(self._sent[0].asked_at, self._heard_at) > self._timeout:
+        asked, now = self._sent[0].asked_at, loop.time()
+        if now - max(asked, self._heard_at) > self._timeout or now - asked > self._timeout * DRIPPING:
             # an answer that comes late would be taken for another question's
             self._lose("timeout")
         else:
@@ -202,7 +215,15 @@ class Pipe(asyncio.Protocol):
 
 def _fail(questions: Sequence[_Question] | deque[_Question], reason: str) -> None:
     for question in questions:
-        question.then(StoreUnavailable(reason))
+        _tell(question, StoreUnavailable(reason))
+
+
+def _tell(question: _Question, answers: Answers) -> None:
+    """Call back; what is raised there is a fault of ours, which shall not be felt by those who wait behind."""
+    try:
+        question.then(answers)
+    except Exception as error:  # noqa: BLE001
+        log.error("a callback of the store failed", extra={"kind": type(error).__name__})
 
 
 class Client:

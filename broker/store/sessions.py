@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -15,7 +16,7 @@ from broker.domain.session import Pin, Session, derive_rid
 from broker.domain.transcript import Commit, StoredTurn, TurnItems, TurnMeta
 from broker.store import keys, scripts
 from broker.store.codec import CHUNK, THREAD_FROM, Codec, Unreadable
-from broker.store.connection import BULKY, Command, Connection, StoreUnavailable, call, command
+from broker.store.connection import BULKY, REFUSED, Command, Connection, StoreUnavailable, call, command
 
 MAX_CHAIN = 100_000
 """Turns after which a chain is no longer followed."""
@@ -139,8 +140,11 @@ class SessionStore:
     async def commit(self, commit: Commit) -> Committed:
         """Append a turn. Written twice it is written once, so it is safe to repeat. One round trip."""
         answer: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
-        self.submit(commit, lambda outcome: _settle(answer, outcome))
-        return await answer
+        self.submit(commit, partial(_settle, answer))
+        try:
+            return await answer
+        finally:
+            del answer  # its exception holds this frame, and shall not be held by it
 
     def submit(self, commit: Commit, then: Callable[[Committed | Exception], None]) -> None:
         """The same for callers without a task: `then` is called from the loop, with `StoreUnavailable` if it failed."""
@@ -313,10 +317,13 @@ def _settle(answer: asyncio.Future[Committed], outcome: Committed | Exception) -
         answer.set_result(outcome)
 
 
-def _committed(answer: Sequence[bytes]) -> Committed:
-    status, epoch, nonce, credential, because, disabled, kept = answer
-    # the script stores a pin where there is none
-    pin = Pin(credential.decode(), int(epoch), nonce.decode(), because.decode())
+def _committed(answer: Any) -> Committed | StoreUnavailable:
+    try:
+        status, epoch, nonce, credential, because, disabled, kept = answer
+        pin = Pin(credential.decode(), int(epoch), nonce.decode(), because.decode())
+    except Exception:  # noqa: BLE001 - whatever it is, whoever waits shall hear of it
+        # asked again it would say the same: nothing may wait for it
+        return StoreUnavailable(REFUSED)
     return Committed("duplicate" if status == b"duplicate" else "ok", pin, disabled == b"1", kept == b"1")
 
 

@@ -17,6 +17,7 @@ from broker import __version__
 from broker.domain import wire
 from broker.domain.classify import classify_close, classify_handshake
 from broker.domain.credential import Credential
+from broker.domain.events import Failed
 from broker.domain.failure import Failure, FailureKind
 from broker.tap import Tap, write_masked
 from broker.upstream.passage import NoteItem, Passage, Write, install
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 REFUSAL_BYTES = 64 * 1024
 REMEMBERED = 256
+
+CLOGGED = 1024 * 1024
+"""Bytes that may wait for a vendor before nothing is sent that can be refused."""
 
 
 class Listener(Protocol):
@@ -39,7 +43,7 @@ class Listener(Protocol):
     def note_item(self, raw: bytes) -> bool:
         """An item that is about to pass; False if it cannot be read, so that it comes by `receive` instead."""
 
-    def take_over(self, frames: list[tuple[bytes, wire.EventKind]]) -> None:
+    def take_over(self, events: list[tuple[bytes, wire.EventKind] | Failed]) -> None:
         """Events of this lane that came before it was this listener's."""
 
     def lost(self, failure: Failure) -> None:
@@ -201,6 +205,7 @@ class Dialer:
         assert self._client is not None, "the dialer was not started"
         upgraded = _Upgraded(self._tap)
         _upgraded.set(upgraded)
+        failure: Failure | None = None
         try:
             async with asyncio.timeout(self._settings.connect):
                 socket = await self._client.ws_connect(
@@ -212,13 +217,12 @@ class Dialer:
                     decode_text=False,
                     autoping=False,
                 )
-        except _NotUpgraded as refusal:
-            now = self._clock()
-            raise Refused(classify_handshake(refusal.status, refusal.headers, refusal.body, now=now)) from None
-        except _NoAnswer as lost:
-            raise Refused(Failure(FailureKind.TRANSPORT_LOST, code=str(lost), independent=True)) from None
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise Refused(Failure(FailureKind.TRANSPORT_LOST, code=type(error).__name__, independent=True)) from None
+        except (_NotUpgraded, _NoAnswer, aiohttp.ClientError, OSError, TimeoutError) as error:
+            failure = self._failure_of(error)
+            # what aiohttp has raised holds its frames, and they hold it: such a circle keeps the whole session
+            error.__traceback__ = None
+        if failure is not None:
+            raise Refused(failure)
         transport, passage = upgraded.transport, upgraded.passage
         upgraded.transport = upgraded.passage = None  # the transport carries this along in its context
         if transport is None:
@@ -228,6 +232,12 @@ class Dialer:
                 log.warning("frames take the ordinary path", extra={"credential": credential.name})
             self.ordinary += 1
         return Link(credential, socket, transport, self, host, passage)
+
+    def _failure_of(self, error: Exception) -> Failure:
+        if isinstance(error, _NotUpgraded):
+            return classify_handshake(error.status, error.headers, error.body, now=self._clock())
+        code = str(error) if isinstance(error, _NoAnswer) else type(error).__name__
+        return Failure(FailureKind.TRANSPORT_LOST, code=code, independent=True)
 
 
 def _identity(credential: Credential) -> dict[str, str]:
@@ -241,7 +251,8 @@ class Link:
     """One upstream socket.
 
     It knows which responses were minted on it and are still there (`holds`), and hands every event to the listener
-    of its lane. `retired` means that no further turn may start on it; it closes when the last one has left.
+    of its lane. `retired` means that no further turn may start on it; it closes when the last one has left. While it is
+    `held`, nothing is dealt with.
     """
 
     __slots__ = (
@@ -259,6 +270,7 @@ class Link:
         "_transport",
         "credential",
         "ended",
+        "held",
         "retired",
     )
 
@@ -272,7 +284,7 @@ class Link:
         passage: Passage | None,
     ) -> None:
         self.credential = credential
-        self.retired = False
+        self.retired = self.held = False
         self.ended: dict[str | None, str] = {}
         self._socket = socket
         self._transport = transport
@@ -344,6 +356,11 @@ class Link:
             raise LinkClosed
         write_masked(self._transport, frame)
 
+    @property
+    def clogged(self) -> bool:
+        """Whether the vendor does not read what it was sent."""
+        return self._transport.get_write_buffer_size() > CLOGGED
+
     def keep_alive(self) -> None:
         """Nothing is read here, or nothing that aiohttp would see; the vendor is not to blame for its silence."""
         if self._transport.is_closing():
@@ -406,7 +423,7 @@ class Link:
         for listener in self._listeners.values():
             if listener.full:
                 return False
-        return not self._host.behind
+        return not (self.held or self._host.behind)
 
     def proceed(self) -> None:
         """There may be room again."""
@@ -437,6 +454,7 @@ class Link:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(1.0):
                     await self._socket.close()
+            self._transport.abort()  # a peer that reads nothing would keep it, with all that it was sent
 
     async def _take_ordinary(self, raw: bytes) -> None:
         while not self.ready():

@@ -47,11 +47,12 @@ local function store_ids()
   end
 end
 
-local function settle_pin()
+-- a repetition clears no flag; but what it repeats may have been lost since, and whoever asks needs a pin
+local function settle_pin(fresh)
   local epoch, nonce = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'nonce'))
   if not epoch then
     redis.call('HSET', KEYS[1], 'epoch', '1', 'nonce', ARGV[13], 'credential', ARGV[14], 'because', ARGV[15])
-  elseif epoch == ARGV[12] and nonce == ARGV[13] then
+  elseif fresh and epoch == ARGV[12] and nonce == ARGV[13] then
     -- only a turn of the present pin proves that its credential has the whole context again
     redis.call('HDEL', KEYS[1], 'incremental_disabled', 'disabled_since')
   end
@@ -69,8 +70,8 @@ if redis.call('HEXISTS', KEYS[2], ARGV[4]) == 0 then
   end
   store_items()
   store_ids()
-  settle_pin()
 end
+settle_pin(status == 'ok')
 for _, key in ipairs(KEYS) do
   redis.call('PEXPIRE', key, ARGV[1])
 end
