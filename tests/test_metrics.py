@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
 
 from broker.metrics import Count, Metrics, Spread
 
 BOUNDS = (0.001, 0.5, 1, 10)
+
+BRIEF = """
+import asyncio
+from broker.domain.credential import Credential, Secret
+from broker.edge.access import Tenant
+from broker.edge.node import Node, StoreSettings
+
+async def main():
+    credential = Credential("A", "http://127.0.0.1:1", Secret("sk-A"), boundary="org-a")
+    store = StoreSettings("unix:///nowhere/at/all")
+    node = Node("n", tenants=[Tenant("t", (b"x" * 32,))], credentials=[credential], store=store)
+    await node.start()
+    node.metrics.turns.inc("completed", by=7)
+    node.metrics.commit_seconds.observe(0.2)
+    await node.stop()
+
+asyncio.run(main())
+"""
+"""A process whose node counts something, and stops at once."""
 
 
 def samples(registry: CollectorRegistry) -> list[str]:
@@ -58,3 +82,14 @@ def test_rendering_shows_what_was_counted_a_moment_ago_and_counts_it_once() -> N
         assert 'broker_turns_total{outcome="completed"} 1.0' in text
         assert "broker_turn_duration_seconds_count 1.0" in text
         assert "broker_pin_races_total 1.0" in text
+
+
+def test_what_a_process_counted_last_is_there_when_its_node_has_stopped(tmp_path: Path) -> None:
+    # the library chooses where it keeps its values when it is imported, so this needs a process of its own
+    environ = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", BRIEF], env=environ, check=True, timeout=20)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, path=str(tmp_path))  # type: ignore[no-untyped-call]
+    text = generate_latest(registry).decode()
+    assert 'broker_turns_total{outcome="completed"} 7.0' in text
+    assert "broker_commit_duration_seconds_count 1.0" in text

@@ -25,7 +25,7 @@ from broker.edge.node import Node, StoreSettings
 from broker.edge.websocket import ClientSocket
 from broker.edge.wiring import Bounds
 from broker.store.connection import StoreUnavailable
-from broker.upstream.connection import DialSettings
+from broker.upstream.dialer import DialSettings
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from broker.domain.health import AuthHealth
 from broker.domain.session import Pin
 from broker.domain.transcript import Commit, TurnItems, TurnMeta
 from broker.domain.turn import Turn
-from broker.upstream.connection import Link
+from broker.upstream.link import Link
 
 
 class Attempt:

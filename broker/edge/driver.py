@@ -33,7 +33,8 @@ from broker.edge.wiring import Wiring
 from broker.store.connection import StoreUnavailable
 from broker.store.journal import JournalFull, Landed, Queued
 from broker.store.sessions import ChainBroken, Stale
-from broker.upstream.connection import Link, LinkClosed, Refused
+from broker.upstream.dialer import Refused
+from broker.upstream.link import Link, LinkClosed
 
 log = logging.getLogger(__name__)
 

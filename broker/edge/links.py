@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 from broker.domain.credential import Credential
 from broker.domain.failure import Failure, FailureKind
-from broker.upstream.connection import NOBODY, Dialer, Host, Link, Refused
+from broker.upstream.dialer import Dialer, Refused
+from broker.upstream.link import NOBODY, Host, Link
 
 
 class Links:

@@ -28,7 +28,7 @@ from broker.store.journal import Journal
 from broker.store.nodes import NodeStore
 from broker.store.sessions import Committed, SessionStore
 from broker.tap import Tap, tappable
-from broker.upstream.connection import Dialer, DialSettings
+from broker.upstream.dialer import Dialer, DialSettings
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from broker.edge.driver import TurnDriver
 from broker.edge.links import Links
 from broker.edge.wiring import Wiring
 from broker.tap import Tap
-from broker.upstream.connection import Link, LinkClosed
+from broker.upstream.link import Link, LinkClosed
 from broker.upstream.passage import Write
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class ClientSocket:
     def flush(self) -> None:
         """Write what was gathered, if anything was."""
         gathered, self._gathered = self._gathered, None
-        if gathered:
+        if gathered and not self._transport.is_closing():
             if self._tap is None:
                 self._write_ordinary(b"".join(gathered))
             else:

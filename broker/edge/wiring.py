@@ -12,7 +12,7 @@ from broker.edge.sessions import Sessions
 from broker.metrics import Metrics
 from broker.store.journal import Journal
 from broker.store.sessions import SessionStore
-from broker.upstream.connection import Dialer
+from broker.upstream.dialer import Dialer
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from broker.edge.node import Node, StoreSettings
 from broker.edge.wiring import Bounds
 from broker.simulator import SessionClient, SimCredential, Simulator, TurnResult
 from broker.simulator.record import TurnRecord
-from broker.upstream.connection import DialSettings
+from broker.upstream.dialer import DialSettings
 
 KEY = "sbk_test-key-of-team-a"
 OTHER_KEY = "sbk_test-key-of-team-b"

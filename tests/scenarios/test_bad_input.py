@@ -13,9 +13,13 @@ import orjson
 import pytest
 
 from broker.edge.app import Listeners
+from broker.edge.websocket import MAX_STEERS
 from broker.edge.wiring import Bounds
 from broker.simulator import SessionClient
 from tests.scenarios.house import KEY, House, Plain, counted, plain, wait_until
+from tests.scenarios.test_echoes import Speaker, started, steer, upstream
+from tests.upstream.bench import RawClient, loop_turn
+from tests.upstream.frames import Frame
 
 MIB = 1 << 20
 UPGRADE = {
@@ -386,3 +390,72 @@ async def test_echoes_a_sub_protocol_and_ignores_a_name_that_is_no_name(house: H
 
     assert client.handshake_headers["sec-websocket-protocol"] == "openai-beta.responses.v1"
     assert (await client.turn("one")).ok
+
+
+async def test_cuts_off_a_client_that_steers_and_reads_nothing(house: House) -> None:
+    """Every such steer is answered with its own words: one client could fill up a node that kept the answers."""
+    node = await house.node()
+    other = await neighbour(house, node)
+    client = await RawClient.connect(node.client_port, "s", receive=4096)
+    text = orjson.dumps({"type": "response.steer", "previous_response_id": "resp_0", "input": "y" * 60_000})
+    frame, sent = Frame(text, mask=b"\0\0\0\0").encode(), 0
+    # what a node keeps is bounded by 1 MiB, what the kernel does on the way by a few more
+    while not client.over and sent < 24 * MIB:
+        client.send_raw(frame)
+        sent += len(frame)
+        await client.sent()
+
+    assert client.over, "it was cut off"
+    await wait_until(lambda: len(node.node.sockets) == 1)
+    assert (await other.turn("two")).ok
+
+
+async def test_refuses_a_steer_when_too_many_wait_for_the_vendor(house: House) -> None:
+    async def script(speaker: Speaker, frame: dict[str, Any]) -> None:
+        if frame["type"] == "response.create":
+            await speaker.begin("r1")
+            speakers.append(speaker)
+
+    speakers: list[Speaker] = []
+    async with upstream(script) as vendor:
+        node = await house.node(credentials=[vendor.credential()])
+        async with plain(node) as client:
+            await started(client, "one")
+            for number in range(MAX_STEERS + 1):
+                await steer(client, "r1", f"steer {number}")
+            refused = await client.event()
+            assert refused["type"] == "response.steer.failed"
+            assert refused["error"]["code"] == "too_many_pending_steers"
+            assert refused["steer"] == {"previous_response_id": "r1", "input": f"steer {MAX_STEERS}"}
+            # an answer makes room for another
+            await speakers[0].say("response.steer.accepted", steer={"id": "s"})
+            assert (await client.event())["type"] == "response.steer.accepted"
+            await steer(client, "r1", "the last one")
+            await wait_until(lambda: len(vendor.frames) == MAX_STEERS + 2)
+        said = [frame["input"] for frame in vendor.frames[1:]]
+        assert said == [*(f"steer {number}" for number in range(MAX_STEERS)), "the last one"]
+
+
+async def test_refuses_a_steer_when_the_vendor_reads_none(house: House) -> None:
+    """What waits for a vendor is bounded in bytes too: a few steers may be as large as many small ones."""
+
+    async def script(speaker: Speaker, frame: dict[str, Any]) -> None:
+        await speaker.begin("r1")
+        assert speaker.request.transport is not None
+        speaker.request.transport.pause_reading()
+        # and its kernel takes little more
+        speaker.request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+    async with upstream(script) as vendor:
+        node = await house.node(credentials=[vendor.credential()])
+        async with plain(node) as client:
+            await started(client, "one")
+            refusal = asyncio.ensure_future(client.event(within=10.0))
+            sent = 0
+            while not refusal.done() and sent < MAX_STEERS - 1:
+                await steer(client, "r1", "y" * (MIB // 4))
+                await loop_turn()
+                sent += 1
+            refused = await refusal
+            assert refused["type"] == "response.steer.failed"
+            assert refused["error"]["code"] == "too_many_pending_steers"

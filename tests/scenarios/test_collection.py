@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
+from aiohttp import web
 
+from broker.domain.credential import Credential, Secret
 from broker.domain.memory import SocketMemory
 from broker.domain.session import Session
 from broker.domain.turn import Turn
@@ -16,9 +18,9 @@ from broker.edge.driver import TurnDriver
 from broker.edge.links import Links
 from broker.edge.websocket import ClientSocket
 from broker.tap import Tap
-from broker.upstream.connection import Link
+from broker.upstream.link import Link
 from broker.upstream.passage import Passage
-from tests.scenarios.house import House, wait_until
+from tests.scenarios.house import House, plain, wait_until
 
 OURS = (ClientSocket, Link, Links, Tap, Passage, TurnDriver, Turn, Session, SocketMemory)
 
@@ -68,3 +70,38 @@ async def test_a_session_that_goes_leaves_no_circles(
             del client
         await wait_until(lambda: not node.node.sockets and node.node.dialer.open_links == 0)
         await wait_until(lambda: not left())
+
+
+@asynccontextmanager
+async def refusing() -> AsyncIterator[str]:
+    """A vendor that answers every handshake with a 503."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": "Service unavailable."}}, status=503)
+
+    app = web.Application()
+    app.router.add_get("/v1/responses", refuse)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("refusal", ["connection", "handshake"])
+async def test_a_session_that_goes_leaves_no_circles_when_its_dial_was_refused(
+    build: Callable[..., Awaitable[House]], refusal: str
+) -> None:
+    house = await build()
+    async with refusing() as url:
+        address = url if refusal == "handshake" else "http://127.0.0.1:1/v1"
+        node = await house.node(credentials=[Credential("M", address, Secret("sk-m"), limit_group="M", boundary="m")])
+        with uncollected() as left:
+            for _ in range(3):
+                async with plain(node) as socket:
+                    await socket.create("one")
+                    assert (await socket.until(1))[-1]["type"] == "error"
+            await wait_until(lambda: not node.node.sockets)
+            await wait_until(lambda: not left())

@@ -9,7 +9,15 @@ import pytest
 from aiohttp import web
 
 from broker.domain.credential import Credential, Secret
+from broker.edge.wiring import Bounds
 from tests.scenarios.house import KEY, House, Plain, conversation, counted, plain, wait_until
+from tests.scenarios.test_collection import uncollected
+from tests.scenarios.test_echoes import Frame as Event
+from tests.scenarios.test_echoes import Speaker, upstream, words
+from tests.upstream.bench import RawClient, loop_turn
+from tests.upstream.frames import CLOSE, Frame
+
+GOODBYE = Frame((1000).to_bytes(2, "big"), CLOSE, mask=b"\0\0\0\0")
 
 
 def cut(socket: Plain) -> None:
@@ -118,6 +126,94 @@ async def test_sends_nothing_up_when_the_client_leaves_during_the_dial(house: Ho
     assert frames == []
     await wait_until(lambda: counted(node, "broker_sockets") == 0)
     assert counted(node, "broker_dispatches_total") == 0
+
+
+@pytest.mark.parametrize("first", ["client", "vendor"])
+async def test_begins_no_waiting_turn_when_the_client_leaves_as_the_one_before_it_ends(
+    house: House, first: str
+) -> None:
+    async def script(speaker: Speaker, frame: Event) -> None:
+        if words(frame["input"]) == ["one"]:
+            speakers.append(speaker)
+            await speaker.begin("r1")
+        else:
+            await speaker.tell("r2", "fine")
+
+    fault = {"type": "invalid_request_error", "code": "context_length_exceeded", "message": "too long"}
+    speakers: list[Speaker] = []
+    async with upstream(script) as vendor:
+        node = await house.node(credentials=[vendor.credential()])
+        with uncollected() as left:
+            client = await RawClient.connect(node.client_port, "s")
+            client.create("one")
+            while not any(b"delta" in frame.payload for frame in client.frames):
+                await client.more()
+            client.create("two")
+            assert await client.settled() == [], "the second one waits"
+            # both are there when the node looks at its sockets again, because they are written without a pause
+            if first == "client":
+                client.send(GOODBYE)
+            await speakers[0].say("error", status=400, error=fault)
+            if first == "vendor":
+                client.send(GOODBYE)
+            # at once, and not after the time that a turn has to end behind its client
+            await wait_until(lambda: not node.node.sockets, within=1.0)
+            await client.abort()
+            await wait_until(lambda: not node.node.busy and not left(), within=1.0)
+        if first == "client":  # else the second one has been begun before anybody could know
+            assert vendor.inputs() == [["one"]]
+
+
+async def test_leaves_no_turn_behind_when_its_dial_takes_longer_than_a_leaving_client_is_waited_for(
+    house: House,
+) -> None:
+    knocked, hung_up = asyncio.Event(), asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        knocked.set()
+        while await reader.read(1 << 16):
+            pass
+        hung_up.set()
+        writer.close()
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    bounds = Bounds(hold=1.0, first_event=5.0, silence=5.0, leave=0.1)
+    mute = Credential("M", address, Secret("sk-m"), limit_group="M", boundary="m")
+    node = await house.node(credentials=[mute], bounds=bounds)
+    with uncollected() as left:
+        async with plain(node) as socket:
+            await socket.create("one")
+            await asyncio.wait_for(knocked.wait(), 2.0)
+        await wait_until(lambda: not node.node.sockets, within=1.0)
+        # the dial itself would have another second or two
+        await wait_until(lambda: not node.node.busy and not left(), within=1.0)
+    await asyncio.wait_for(hung_up.wait(), 2.0)
+    server.close()
+
+
+async def test_sends_no_create_up_when_it_crosses_our_own_close(house: House) -> None:
+    async def script(speaker: Speaker, frame: Event) -> None:
+        await speaker.begin(f"r{len(vendor.frames)}")
+
+    async with upstream(script) as vendor:
+        node = await house.node(credentials=[vendor.credential()])
+        client = await RawClient.connect(node.client_port, "s")
+        client.create("one")
+        while not any(b"delta" in frame.payload for frame in client.frames):
+            await client.more()
+        with uncollected() as left:
+            (socket,) = node.node.sockets
+            closing = asyncio.create_task(socket.close(1012, "node restarts"))
+            await loop_turn(1)
+            # the close is written but not yet read, and the node has only begun to let go
+            client.create("two")
+            await wait_until(lambda: not node.node.sockets)
+            assert await client.leave() == (1012).to_bytes(2, "big") + b"node restarts"
+            await closing
+            del socket, closing
+            await wait_until(lambda: not node.node.busy and not left(), within=1.0)
+        assert vendor.inputs() == [["one"]]
 
 
 async def test_refuses_an_authorization_that_is_no_utf_8(house: House) -> None:

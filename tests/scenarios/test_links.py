@@ -17,7 +17,7 @@ from broker.edge.node import Node, StoreSettings
 from broker.edge.wiring import Bounds
 from broker.simulator import SessionClient
 from broker.simulator.record import TurnRecord
-from broker.upstream.connection import DialSettings
+from broker.upstream.dialer import DialSettings
 from tests.scenarios.house import TENANTS, House, conversation, counted, held_against, plain, wait_until
 from tests.scenarios.test_echoes import Frame, Speaker, upstream
 

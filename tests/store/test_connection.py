@@ -15,7 +15,7 @@ from broker.store.connection import Connection, StoreUnavailable, call, command
 from broker.store.sessions import SessionStore
 from tests import engines
 from tests.store.turns import SID, TENANT, ServerOf, pin, turn, wait_until
-from tests.store.wires import Cutter, Grumbler, listening
+from tests.store.wires import Cutter, Dripper, Grumbler, listening
 
 SECRET = "payload-canary"
 
@@ -186,6 +186,57 @@ async def test_all_that_one_process_asks_goes_over_two_sockets(server_of: Server
     (clients,) = await connection.ask(command("CLIENT LIST"))
     assert clients.count(b" cmd=") == 2
     await connection.close()
+
+
+NO_COMMITS = {
+    "a word": b"+OK\r\n",
+    "nothing": b"$-1\r\n",
+    "a number": b":1\r\n",
+    "an empty list": b"*0\r\n",
+    "a short list": b"*2\r\n$2\r\nok\r\n$1\r\n1\r\n",
+    "no epoch": b"*7\r\n$9\r\nduplicate\r\n$0\r\n\r\n$0\r\n\r\n$0\r\n\r\n$0\r\n\r\n$1\r\n0\r\n$1\r\n1\r\n",
+}
+COMMITTED = b"*7\r\n$2\r\nok\r\n$1\r\n1\r\n$2\r\nn0\r\n$5\r\nalpha\r\n$6\r\nplaced\r\n$1\r\n0\r\n$1\r\n1\r\n"
+
+
+@pytest.mark.parametrize("answer", NO_COMMITS.values(), ids=list(NO_COMMITS))
+async def test_refuses_a_commit_when_its_answer_is_none_and_goes_on(tmp_path: Path, answer: bytes) -> None:
+    grumbler = Grumbler(answer, late=b"late")
+    async with listening(grumbler.serve, tmp_path) as url, asyncio.timeout(5):
+        connection = Connection(url, timeout=10.0)
+        store = SessionStore(connection, Codec(), idle_ttl=60, max_transcript=1 << 20)
+        committing = asyncio.ensure_future(store.commit(turn("t1", response_id="")))
+        # waits behind it on the same socket
+        other = asyncio.ensure_future(connection.ask(command("SET", "late", "x")))
+        with pytest.raises(StoreUnavailable, match=r"^refused$"):
+            await committing
+        grumbler.answer = b"+OK\r\n"
+        grumbler.may_answer.set()
+        assert await other == [True]
+        grumbler.answer = COMMITTED
+        committed = await store.commit(turn("t2", response_id=""))
+        assert (committed.status, committed.pin) == ("ok", pin(1))
+        assert grumbler.connections == 1
+        await connection.close()
+
+
+async def test_gives_its_socket_up_when_an_answer_comes_that_nobody_asked_for(tmp_path: Path) -> None:
+    grumbler = Grumbler(b"$1\r\na\r\n$5\r\nextra\r\n")
+    async with listening(grumbler.serve, tmp_path) as url:
+        connection = Connection(url)
+        assert await connection.ask(command("GET", "a")) == [b"a"]
+        grumbler.answer = b"$1\r\nb\r\n"
+        assert await connection.ask(command("GET", "b")) == [b"b"]
+        assert grumbler.connections == 2
+        await connection.close()
+
+
+async def test_ends_an_answer_when_it_comes_in_drops_for_too_long(tmp_path: Path) -> None:
+    async with listening(Dripper().serve, tmp_path) as url, asyncio.timeout(5):
+        connection = Connection(url, timeout=0.1)
+        with pytest.raises(StoreUnavailable, match=r"^timeout$"):
+            await connection.ask(command("GET", "k"))
+        await connection.close()
 
 
 async def test_closing_waits_for_what_is_under_way(server_of: ServerOf) -> None:

@@ -70,6 +70,17 @@ async def test_a_turn_committed_twice_is_written_once(store: SessionStore, conne
     assert int(bytes_before) > 0 and last == b"t1"
 
 
+async def test_a_turn_committed_twice_has_a_pin_when_its_session_was_lost_in_between(
+    store: SessionStore, connection: Connection
+) -> None:
+    """A server short of memory drops keys one by one; whoever repeats a commit needs an answer all the same."""
+    first = await store.commit(turn("t1"))
+    await connection.ask(command("DEL", keys.session(SID)))
+    assert await store.commit(turn("t1")) == replace(first, status="duplicate")
+    session = await store.load(SID)
+    assert session is not None and session.pin == first.pin and session.boundaries == frozenset({"org"})
+
+
 async def test_a_late_duplicate_is_not_the_newest_again(store: SessionStore) -> None:
     one, two = turn("t1", response_id="same"), turn("t2", "t1", response_id="same")
     await commit_all(store, one, two, one)

@@ -1,4 +1,4 @@
-"""Two small servers for what a healthy Redis will not do: lose an answer, or grumble."""
+"""Small servers for what a healthy Redis will not do: lose an answer, grumble, or never come to an end."""
 
 from __future__ import annotations
 
@@ -72,6 +72,24 @@ class Grumbler:
                     await self.may_answer.wait()
                 writer.write(self.answer)
         except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+
+class Dripper:
+    """Answers whatever it is asked with a few bytes a second of something that never ends."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        try:
+            await reader.read(1 << 20)
+            writer.write(b"$100000000\r\n")
+            while not writer.is_closing():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        except ConnectionError:
             pass
         finally:
             writer.close()

@@ -10,7 +10,7 @@ import re
 import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ from broker.domain.session import derive_sid
 from broker.edge.app import Listeners
 from broker.edge.node import Node, StoreSettings
 from broker.edge.wiring import Bounds
-from broker.upstream.connection import DialSettings
+from broker.upstream.dialer import DialSettings
 from tests.scenarios.house import KEY, TENANTS
 from tests.upstream.frames import CLOSE, PING, PONG, TEXT, Frame, messages, read
 
@@ -202,6 +202,11 @@ class RawClient:
 
     def send_raw(self, data: bytes) -> None:
         self._writer.write(data)
+
+    async def sent(self) -> None:
+        """Returns when the broker has taken nearly all that was sent, or has cut the socket."""
+        with suppress(ConnectionError):
+            await self._writer.drain()
 
     async def more(self) -> list[Frame]:
         """The next frames; none when the other side has ended."""

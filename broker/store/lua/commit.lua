@@ -51,7 +51,8 @@ end
 local function settle_pin(fresh)
   local epoch, nonce = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'nonce'))
   if not epoch then
-    redis.call('HSET', KEYS[1], 'epoch', '1', 'nonce', ARGV[13], 'credential', ARGV[14], 'because', ARGV[15])
+    redis.call('HSET', KEYS[1], 'name', ARGV[2], 'tenant', ARGV[3], 'b:' .. ARGV[11], '1',
+      'epoch', '1', 'nonce', ARGV[13], 'credential', ARGV[14], 'because', ARGV[15])
   elseif fresh and epoch == ARGV[12] and nonce == ARGV[13] then
     -- only a turn of the present pin proves that its credential has the whole context again
     redis.call('HDEL', KEYS[1], 'incremental_disabled', 'disabled_since')
