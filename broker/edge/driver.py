@@ -279,12 +279,15 @@ class TurnDriver:
         if state is State.ENDED:
             self._finish(None)
             return
-        self._at_work = self.full = False
+        self._at_work = False
         attempt = self.attempt
-        if attempt is not None and attempt.link is not None:
-            if state is State.SHOWING:
-                attempt.link.open(self)
-            attempt.link.proceed()
+        link = attempt.link if attempt is not None else None
+        if link is not None and state is State.SHOWING:
+            link.open(self)
+        if self.full:
+            self.full = False
+            if link is not None:
+                link.proceed()
 
     def _answered(self, event: e.Event) -> None:
         """The answer that was still to come."""
