@@ -162,11 +162,6 @@ class Turn:
         raise OutOfTurn(f"{type(event).__name__} in state {self.state.value}")
 
     @property
-    def showing(self) -> bool:
-        """Whether plain output may pass straight to the client."""
-        return self.state is State.SHOWING
-
-    @property
     def boundary(self) -> str | None:
         """The only boundary that can serve this turn, if there is but one."""
         if self._bound_to is not None:

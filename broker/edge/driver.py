@@ -478,14 +478,16 @@ class TurnDriver:
         link = self.client.links.ready(command.credential)
         if link is None:
             return self._ask(self._dial(command))
-        self._attach(link)
-        return e.Opened(link.holds(self.request.previous_response_id or ""))
+        return self._opened(link)
 
     async def _dial(self, command: c.Open) -> e.Event:
         try:
             link = await self.client.links.dial(command.credential)
         except Refused as refused:
             return e.Failed(refused.failure)
+        return self._opened(link)
+
+    def _opened(self, link: Link) -> e.Event:
         self._attach(link)
         return e.Opened(link.holds(self.request.previous_response_id or ""))
 

@@ -187,7 +187,7 @@ def test_a_response_that_only_completes() -> None:
 def test_announcements_after_the_first_output_pass_through() -> None:
     talk = sent(turn()) >> OutputBegan(DELTA) << Relay((DELTA,))
     assert talk >> Announced(PROGRESS) << Relay((PROGRESS,))
-    assert talk.turn.showing
+    assert talk.turn.state is State.SHOWING
 
 
 def test_an_increment_goes_to_the_socket_that_holds_its_parent() -> None:

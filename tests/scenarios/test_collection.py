@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
@@ -20,25 +18,10 @@ from broker.edge.websocket import ClientSocket
 from broker.tap import Tap
 from broker.upstream.link import Link
 from broker.upstream.passage import Passage
+from tests.circles import uncollected
 from tests.scenarios.house import House, plain, wait_until
 
 OURS = (ClientSocket, Link, Links, Tap, Passage, TurnDriver, Turn, Session, SocketMemory)
-
-
-@contextmanager
-def uncollected() -> Iterator[Callable[[], Counter[str]]]:
-    """Nothing is collected meanwhile; tells how many of our objects there are more than before."""
-    gc.collect()
-    gc.disable()
-    before = _ours()
-    try:
-        yield lambda: _ours() - before
-    finally:
-        gc.enable()
-
-
-def _ours() -> Counter[str]:
-    return Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, OURS))
 
 
 async def leave_well(house: House, client: object) -> None:
@@ -58,7 +41,7 @@ async def test_a_session_that_goes_leaves_no_circles(
 ) -> None:
     house = await build()
     node = await house.node()
-    with uncollected() as left:
+    with uncollected(*OURS) as left:
         for number in range(3):
             client = await house.connected(node)
             assert (await client.turn("one")).ok
@@ -98,7 +81,7 @@ async def test_a_session_that_goes_leaves_no_circles_when_its_dial_was_refused(
     async with refusing() as url:
         address = url if refusal == "handshake" else "http://127.0.0.1:1/v1"
         node = await house.node(credentials=[Credential("M", address, Secret("sk-m"), limit_group="M", boundary="m")])
-        with uncollected() as left:
+        with uncollected(*OURS) as left:
             for _ in range(3):
                 async with plain(node) as socket:
                     await socket.create("one")

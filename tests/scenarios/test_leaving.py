@@ -10,8 +10,9 @@ from aiohttp import web
 
 from broker.domain.credential import Credential, Secret
 from broker.edge.wiring import Bounds
+from tests.circles import uncollected
 from tests.scenarios.house import KEY, House, Plain, conversation, counted, plain, wait_until
-from tests.scenarios.test_collection import uncollected
+from tests.scenarios.test_collection import OURS
 from tests.scenarios.test_echoes import Frame as Event
 from tests.scenarios.test_echoes import Speaker, upstream, words
 from tests.upstream.bench import RawClient, loop_turn
@@ -143,7 +144,7 @@ async def test_begins_no_waiting_turn_when_the_client_leaves_as_the_one_before_i
     speakers: list[Speaker] = []
     async with upstream(script) as vendor:
         node = await house.node(credentials=[vendor.credential()])
-        with uncollected() as left:
+        with uncollected(*OURS) as left:
             client = await RawClient.connect(node.client_port, "s")
             client.create("one")
             while not any(b"delta" in frame.payload for frame in client.frames):
@@ -181,7 +182,7 @@ async def test_leaves_no_turn_behind_when_its_dial_takes_longer_than_a_leaving_c
     bounds = Bounds(hold=1.0, first_event=5.0, silence=5.0, leave=0.1)
     mute = Credential("M", address, Secret("sk-m"), limit_group="M", boundary="m")
     node = await house.node(credentials=[mute], bounds=bounds)
-    with uncollected() as left:
+    with uncollected(*OURS) as left:
         async with plain(node) as socket:
             await socket.create("one")
             await asyncio.wait_for(knocked.wait(), 2.0)
@@ -202,7 +203,7 @@ async def test_sends_no_create_up_when_it_crosses_our_own_close(house: House) ->
         client.create("one")
         while not any(b"delta" in frame.payload for frame in client.frames):
             await client.more()
-        with uncollected() as left:
+        with uncollected(*OURS) as left:
             (socket,) = node.node.sockets
             closing = asyncio.create_task(socket.close(1012, "node restarts"))
             await loop_turn(1)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from broker.store.connection import Connection, StoreUnavailable, command
 from broker.store.journal import Journal, JournalFull, Landed, Queued
 from broker.store.sessions import ChainBroken, Committed, SessionStore
 from tests import engines
+from tests.circles import uncollected
 from tests.store.turns import IDLE_TTL, SID, TENANT, ServerOf, landed, pin, turn, wait_until
 from tests.store.wires import Cutter, listening
 
@@ -311,31 +311,15 @@ async def test_a_retried_index_entry_is_written_too(tmp_path: Path, server_of: S
         await connection.close()
 
 
-@contextmanager
-def uncollected() -> Iterator[Callable[[], int]]:
-    """Nothing is collected meanwhile; tells how many commits there are more than before."""
-    gc.collect()
-    gc.disable()
-    before = _commits()
-    try:
-        yield lambda: _commits() - before
-    finally:
-        gc.enable()
-
-
-def _commits() -> int:
-    return sum(isinstance(each, Commit) for each in gc.get_objects())
-
-
 async def test_a_commit_that_fails_is_kept_by_nobody() -> None:
     """A turn may be of many megabytes, and an outage has many of them: they shall not wait for a collection."""
     connection = Connection("unix:///nowhere/at/all")
     store = SessionStore(connection, Codec(), idle_ttl=IDLE_TTL, max_transcript=1 << 20)
-    with uncollected() as left:
+    with uncollected(Commit) as left:
         for i in range(3):
             with suppress(StoreUnavailable):
                 await store.commit(turn(f"t{i}"))
-        await wait_until(lambda: left() == 0)
+        await wait_until(lambda: left().total() == 0)
     await connection.close()
 
 
@@ -344,12 +328,12 @@ async def test_a_commit_that_the_journal_has_no_room_for_is_kept_by_nobody() -> 
     store = SessionStore(connection, Codec(), idle_ttl=IDLE_TTL, max_transcript=1 << 20)
     journal = Journal(store, max_turns=0, max_bytes=1000, retry_for=0.1)
     told: list[Landed] = []
-    with uncollected() as left:
+    with uncollected(Commit) as left:
         for i in range(3):
             journal.submit(turn(f"t{i}"), told.append)
-        assert left() == 3
+        assert left().total() == 3
         await wait_until(lambda: len(told) == 3)
         assert all(isinstance(outcome, JournalFull) for outcome in told)
-        await wait_until(lambda: left() == 0)
+        await wait_until(lambda: left().total() == 0)
     assert await journal.close(0) == 0
     await connection.close()
