@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -46,7 +47,8 @@ class Credential:
 
     `models` empty means any model; `aliases` maps the client's model name to the upstream's. `weight` is relative,
     a lower `priority` is used first, `max_in_flight` 0 means no cap, `max_age` is in seconds. `limit_group` names
-    what shares its quota, `boundary` what can read its encrypted reasoning and stored responses.
+    what shares its quota, `boundary` what can read its encrypted reasoning and stored responses. `generation` changes
+    with the secret: what was learnt about a key says nothing about the one that replaced it.
     """
 
     name: str
@@ -62,6 +64,12 @@ class Credential:
     boundary: str = ""
     max_age: float = 3300.0
     max_in_flight: int = 0
+    generation: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        """Name the generation: 32 bits of a digest, enough to tell keys apart and too little to find one."""
+        told = hashlib.sha256(f"generation\0{self.name}\0{self.secret.reveal()}".encode()).hexdigest()[:8]
+        object.__setattr__(self, "generation", told)
 
     def serves(self, model: str) -> bool:
         """Whether this credential may be asked for `model` (an unnamed model is the vendor's to refuse)."""

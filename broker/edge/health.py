@@ -66,6 +66,11 @@ class HealthBoard:
         if self._reports:
             await asyncio.wait(self._reports, timeout=1.0)
 
+    def adopt(self, pool: Sequence[Credential]) -> None:
+        """Place turns on these credentials from now on; turns that run are not touched."""
+        self.pool = pool
+        self._by_name = {credential.name: credential for credential in pool}
+
     def now(self) -> float:
         """The store's clock as far as this node knows it, in seconds."""
         return time.time() + self._offset
