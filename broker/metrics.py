@@ -161,6 +161,17 @@ class Metrics:
         self.health_reports = Count(
             self.registry, "broker_health_reports", "Reports to the shared health, by state.", ["state"]
         )
+        self.hints = Count(self.registry, "broker_health_hints", "Changes of the shared health heard from other nodes.")
+        self.waits = Count(self.registry, "broker_placement_waits", "Turns that waited for a credential.")
+        self.licences = Count(
+            self.registry, "broker_trial_licences", "Licences asked for, to try who was out, by result.", ["result"]
+        )
+        self.config_reloads = Count(
+            self.registry,
+            "broker_config_reloads",
+            "Readings of the configuration while serving, by result.",
+            ["result"],
+        )
         self.handshakes = Count(self.registry, "broker_handshakes", "Client handshakes by result.", ["result"])
         self.closes = Count(self.registry, "broker_socket_closes", "Client sockets closed, by code.", ["code"])
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
@@ -170,9 +181,7 @@ class Metrics:
 
     def flush(self) -> None:
         """Tell the library what was counted since."""
-        for metric in vars(self).values():
-            if isinstance(metric, Count | Spread):
-                metric.flush()
+        _flush(self)
 
     def render(self) -> bytes:
         """The exposition text: of this process, or of all processes that share a port."""
@@ -182,3 +191,60 @@ class Metrics:
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
             return generate_latest(registry)
         return generate_latest(self.registry)
+
+
+class WorkerMetrics:
+    """The metrics of a worker. Those of the whole cluster are shown by the one that leads the janitor alone."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.duty_age = Gauge(
+            "broker_duty_age_seconds",
+            "Seconds since a step of the duty last went well in this worker; of all workers, the smallest counts.",
+            ["duty"],
+            registry=self.registry,
+        )
+        self.duty_leader = Gauge(
+            "broker_duty_leader",
+            "1 where this worker does the duty; of one that is done alone, the sum of all workers is 1.",
+            ["duty"],
+            registry=self.registry,
+        )
+        self.duty_steps = Count(self.registry, "broker_duty_steps", "Steps of duties by result.", ["duty", "result"])
+        self.cluster_nodes = Gauge(
+            "broker_cluster_nodes", "Processes that beat, by role.", ["role"], registry=self.registry
+        )
+        self.cluster_sockets = Gauge(
+            "broker_cluster_sockets", "Open sockets of all edges, by direction.", ["direction"], registry=self.registry
+        )
+        self.cluster_in_flight = Gauge(
+            "broker_cluster_in_flight", "Turns in flight on all edges.", ["credential"], registry=self.registry
+        )
+        self.cluster_states = Gauge(
+            "broker_cluster_credential_state",
+            "1 for the state in which a credential is, for all its models.",
+            ["credential", "state"],
+            registry=self.registry,
+        )
+        self.probes = Count(
+            self.registry, "broker_probes", "Probes sent upstream, by credential and result.", ["credential", "result"]
+        )
+        self.removed = Count(self.registry, "broker_janitor_removed", "What the janitor has put right.", ["what"])
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def flush(self) -> None:
+        """Tell the library what was counted since."""
+        _flush(self)
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        self.flush()
+        return generate_latest(self.registry)
+
+
+def _flush(metrics: object) -> None:
+    for metric in vars(metrics).values():
+        if isinstance(metric, Count | Spread):
+            metric.flush()

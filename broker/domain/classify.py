@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from broker.domain.failure import Failure, FailureKind
+from broker.domain.limits import from_headers
 
 K = FailureKind
 
@@ -225,6 +226,7 @@ def classify(refusal: Refusal, *, now: float) -> Failure:
         until=until,
         retry_after=retry_after,
         names_key=names_key,
+        limits=from_headers(refusal.headers, now) if refusal.headers else None,
     )
 
 

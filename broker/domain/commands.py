@@ -92,17 +92,25 @@ class Commit(msgspec.Struct, frozen=True):
 class Blame(msgspec.Struct, frozen=True):
     """Report a failure to health; `confirmed` if nothing speaks for the request being at fault.
 
-    `again`: the same failure was reported before, without being confirmed.
+    `again`: the same failure was reported before, without being confirmed. `void`: it is counted, and held against
+    nobody, for the request itself may have caused it.
     """
 
     credential: Credential
     failure: Failure
     confirmed: bool
     again: bool = False
+    void: bool = False
+
+
+class Retract(msgspec.Struct, frozen=True):
+    """This turn's doubt about a credential was the request's own doing."""
+
+    credential: Credential
 
 
 class Absolve(msgspec.Struct, frozen=True):
-    """The credential has served: whatever was held against it before is disproved."""
+    """The credential serves: whatever was held against it when it was chosen is disproved."""
 
     credential: Credential
 
@@ -143,6 +151,7 @@ Command = (
     | Relay
     | Commit
     | Blame
+    | Retract
     | Absolve
     | Abandon
     | FailOver

@@ -38,10 +38,14 @@ class StoreLost(msgspec.Struct, frozen=True):
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """Selection took a credential; `nonce` is 128 bits of chance for a new pin, empty where it is the pin's own."""
+    """Selection took a credential; `nonce` is 128 bits of chance for a new pin, empty where it is the pin's own.
+
+    `trial` is the token of the licence where this turn is the one that tries a credential whose block has run out.
+    """
 
     credential: Credential
     nonce: str
+    trial: str = ""
 
 
 class NonePlaced(msgspec.Struct, frozen=True):

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum, auto
 
+from broker.domain.limits import Limits
+
 
 class FailureKind(StrEnum):
     """What kind of failure it is; the evidence decides, not the place that noticed it."""
@@ -102,7 +104,7 @@ class Failure:
     `until` is an absolute time (epoch seconds) that the vendor named itself, `retry_after` a span in seconds;
     `names_key` says that the vendor speaks of the key itself; `independent` that no request was part of the evidence
     (a refused handshake), so it can never be the request's own doing. `orderly` is a close that is no sign of
-    trouble. `raw` is the vendor's event, where there was one.
+    trouble. `raw` is the vendor's event, where there was one, `limits` what its headers say about limits.
     """
 
     kind: FailureKind
@@ -115,6 +117,7 @@ class Failure:
     independent: bool = False
     orderly: bool = False
     raw: bytes | None = None
+    limits: Limits | None = None
 
     @property
     def row(self) -> Row:

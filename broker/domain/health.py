@@ -1,13 +1,20 @@
-"""Auth health: what all nodes know about a credential, and how much of a pool it leaves usable."""
+"""Auth health: what all nodes know about a credential, and what a report makes of it.
+
+A row changes by `merge` alone; `store/lua/report.lua` is the same rule where all nodes meet, and a property test holds the
+two together. What the rule guarantees:
+- Reports of trouble are joined: the graver, the harder, the vendor's own word, the later end stays. Their order does not
+  matter, and one that comes twice changes nothing, for its end is absolute.
+- A recovery names the version that it disproves, and what began before a recovery is void from then on.
+- Everything but PAUSED ends by itself. What has blocked is then *half-open*: one request in the whole cluster may try it.
+- Who was out comes back slowly (`returned`, `pace`), and is not trusted again before `trust`, longer each time.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
+from msgspec.structs import replace
 
 from broker.domain.credential import Credential
 
@@ -35,12 +42,27 @@ BLOCKING = frozenset({HealthState.COOLING, HealthState.EXHAUSTED, HealthState.RE
 MAX_BLOCK = 7 * 86400.0
 """Seconds after which any block but PAUSED ends by itself, whatever a vendor said."""
 
+MAX_LEVEL = 16
+"""How often the length of a block doubles at most."""
 
-@dataclass(frozen=True, slots=True)
-class AuthHealth:
-    """One row of the table. Times are seconds of the store's clock; `until` 0 means until somebody ends it.
+CALM = 3600.0
+"""Seconds in good health after which earlier blocks no longer count."""
 
-    `told` says that the vendor itself named `until`: only such a time may be told on to a client.
+FIRST_DWELL, DWELL_GROWS, LONGEST_DWELL, MAX_STRIKES = 5.0, 5.0, 3600.0, 8
+"""Seconds before one that was out is trusted again: five times as long with each block, so at most six times an hour."""
+
+SLOWEST_PACE, FASTEST_PACE, PACE_OF_BLOCK = 1.0, 0.1, 1 / 30
+"""Seconds in which the load of one that comes back may double: a part of how long it was out, within these bounds."""
+
+
+class AuthHealth(msgspec.Struct, frozen=True):
+    """One row of the table. Times are seconds of the store's clock.
+
+    `until` 0 means until somebody ends it; `since` is when the row last changed. `told` says that the vendor itself
+    named `until`: only such a time may be told on to a client. `soft` evidence is not the vendor's own word about the
+    credential: it never takes away the last one. `level` counts failures after a block had run out, `strikes` blocks
+    since it was last calm. Evidence from before `cleared` is void. `returned` is when it came back from its last block,
+    `pace` the seconds in which its load may double from then on, `trust` when it may be healthy again.
     """
 
     subject: str
@@ -50,19 +72,33 @@ class AuthHealth:
     because: str = ""
     evidence: str = ""
     told: bool = False
+    soft: bool = False
+    level: int = 0
+    strikes: int = 0
+    cleared: float = 0.0
+    returned: float = 0.0
+    pace: float = 0.0
+    trust: float = 0.0
     version: int = 0
 
     def holds(self, now: float) -> bool:
-        """Whether the state is still in force; afterwards the credential may be tried, but is not yet trusted."""
+        """Whether the state is still in force."""
         return self.until == 0.0 or now < self.until
 
+    def half_open(self, now: float) -> bool:
+        """Whether its block has run out and nobody has shown yet that the credential serves again."""
+        return self.state in BLOCKING and not self.soft and not self.holds(now)
 
-@dataclass(frozen=True, slots=True)
-class HealthReport:
-    """An outcome told to the table: put `subject` into `state` for `lasting` seconds, or until `until` if told.
 
-    A recovery (HEALTHY) names the `version` of the row it saw before the turn began; a row that changed since stays
-    as it is, so a success of an older request cannot clear a newer failure.
+class HealthReport(msgspec.Struct, frozen=True):
+    """An outcome told to the table: put `subject` into `state` until `until` if a vendor told it, else for `lasting`
+    seconds from `at` on, twice as long each time that it fails again after its block, up to `at_most`.
+
+    `evidence` names the event, so that one that is told twice counts once and one that was wrong can be retracted.
+    `began` is when the request began that is the evidence, `at` when its outcome was seen; both on the store's clock,
+    0 for unknown. A recovery (HEALTHY) names the `version` of the row it disproves: a row that changed since stays as it
+    is, so a success of an older request clears no newer failure. `retracts`: the vote `evidence` was the request's
+    fault. `operator`: a person said so.
     """
 
     subject: str
@@ -72,21 +108,40 @@ class HealthReport:
     because: str = ""
     evidence: str = ""
     version: int = 0
+    at: float = 0.0
+    began: float = 0.0
+    at_most: float = 0.0
+    soft: bool = False
+    retracts: bool = False
+    operator: bool = False
+
+
+# --- who a row is about ---
 
 
 def credential_subject(credential: Credential) -> str:
-    """The row of one credential."""
+    """The row of one credential with its present secret: a rotated key starts clean."""
+    return f"credential:{credential.name}@{credential.generation}"
+
+
+def pause_subject(credential: Credential) -> str:
+    """The row in which an operator pauses a credential, whatever its secret."""
     return f"credential:{credential.name}"
 
 
 def group_subject(credential: Credential) -> str:
     """The row of all credentials that share this one's quota."""
-    return f"group:{credential.limit_group or credential.name}"
+    return f"group:{limits_of(credential)}"
+
+
+def rate_subject(credential: Credential, model: str) -> str:
+    """The row of one model within a limit group: vendors count requests and tokens by both."""
+    return f"group:{limits_of(credential)}:{model}"
 
 
 def model_subject(credential: Credential, model: str) -> str:
     """The row of one credential with one model."""
-    return f"model:{credential.name}:{model}"
+    return f"model:{credential.name}@{credential.generation}:{model}"
 
 
 def endpoint_subject(credential: Credential) -> str:
@@ -94,114 +149,132 @@ def endpoint_subject(credential: Credential) -> str:
     return f"endpoint:{credential.base_url}"
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """How a credential stands for one model right now.
-
-    `rank` 0 is trusted, 1 doubted (SUSPECT, or a block that has run out and is not yet disproved), 2 spared (its
-    endpoint is overloaded), None blocked. `row` is the row that decided, where there is one.
-    """
-
-    rank: int | None
-    row: AuthHealth | None = None
-
-    @property
-    def usable(self) -> bool:
-        """Whether a turn may be placed on it."""
-        return self.rank is not None
+def limits_of(credential: Credential) -> str:
+    """The name of what shares its quota; one that shares it with nobody gets another quota with another secret."""
+    group = credential.limit_group or credential.name
+    return f"{group}@{credential.generation}" if group == credential.name else group
 
 
-@dataclass(slots=True)
-class HealthSnapshot:
-    """This node's copy of the table; reading it costs no round trip."""
-
-    rows: dict[str, AuthHealth] = field(default_factory=dict)
-
-    @property
-    def clear(self) -> bool:
-        """Whether nothing is held against anybody."""
-        return not self.rows
-
-    def verdict(self, credential: Credential, model: str, now: float) -> Verdict:
-        """How `credential` stands for `model` at `now` (store's clock, seconds)."""
-        subjects = (credential_subject(credential), group_subject(credential), model_subject(credential, model))
-        verdicts = [_read(self.rows.get(subject), now) for subject in subjects]
-        blocked = [verdict for verdict in verdicts if verdict.rank is None]
-        if blocked:
-            # it is free when the last of its blocks has ended
-            return max(blocked, key=_ends)
-        worst = max(verdicts, key=lambda verdict: verdict.rank or 0)
-        endpoint = self.rows.get(endpoint_subject(credential))
-        if endpoint is not None and endpoint.state in BLOCKING and endpoint.holds(now):
-            # soft evidence: an overloaded endpoint is spared, but it never takes the whole pool away
-            return Verdict(None, endpoint) if endpoint.state is HealthState.PAUSED else Verdict(2, endpoint)
-        return worst
-
-    def ailing(self, credential: Credential, model: str) -> list[AuthHealth]:
-        """The rows that a success of `credential` with `model` would disprove."""
-        if not self.rows:
-            return []
-        subjects = (credential_subject(credential), group_subject(credential), model_subject(credential, model))
-        rows = (self.rows.get(subject) for subject in (*subjects, endpoint_subject(credential)))
-        return [row for row in rows if row is not None and row.state is not HealthState.PAUSED]
-
-    def earliest_reset(self, pool: Iterable[Credential], model: str, now: float) -> float | None:
-        """The earliest time, named by a vendor, at which one of `pool` is usable again; None if nobody named one."""
-        times = []
-        for credential in pool:
-            row = self.verdict(credential, model, now).row
-            if row is not None and row.told and row.until > now:
-                times.append(row.until)
-        return min(times, default=None)
-
-    def put(self, row: AuthHealth) -> None:
-        """Take over one row as the store has it; a healthy row is no row."""
-        if row.state is HealthState.HEALTHY:
-            self.rows.pop(row.subject, None)
-        else:
-            self.rows[row.subject] = row
-
-    def replace(self, rows: Mapping[str, AuthHealth]) -> None:
-        """Take over the whole table. A row that has healed is kept there for its version; here it is no row."""
-        self.rows = {subject: row for subject, row in rows.items() if row.state is not HealthState.HEALTHY}
-
-
-def _read(row: AuthHealth | None, now: float) -> Verdict:
-    if row is None or row.state is HealthState.HEALTHY:
-        return Verdict(0)
-    if row.state is HealthState.SUSPECT:
-        return Verdict(1 if row.holds(now) else 0, row)
-    return Verdict(None, row) if row.holds(now) else Verdict(1, row)
-
-
-def _ends(verdict: Verdict) -> float:
-    until = verdict.row.until if verdict.row is not None else 0.0
-    return until or math.inf
+# --- what a report makes of a row ---
 
 
 def merge(row: AuthHealth | None, report: HealthReport, now: float) -> AuthHealth:
-    """What a row becomes through a report; the rule of the store's script, for nodes that cannot reach the store.
-
-    A graver state that still holds stays; the same state keeps the later end; a recovery counts only for the version
-    it saw; PAUSED ends by an operator alone; nothing but PAUSED lasts longer than `MAX_BLOCK`.
-    """
-    version = (row.version if row else 0) + 1
+    """What a row becomes through a report; the row itself where the report changes nothing."""
+    known = row if row is not None else AuthHealth(report.subject, HealthState.HEALTHY)
     if report.state is HealthState.HEALTHY:
-        if row is None or row.state is HealthState.PAUSED or row.version != report.version:
-            return row or AuthHealth(report.subject, HealthState.HEALTHY)
-        return AuthHealth(report.subject, HealthState.HEALTHY, since=now, because=report.because, version=version)
-    until = _until(report, now)
-    if row is not None and row.holds(now):
-        if row.state.severity > report.state.severity:
-            return row
-        if row.state is report.state and (row.until == 0.0 or row.until >= until > 0.0):
-            return row
-    # a time that had to be cut is no longer the vendor's own, and must not be told on as if it were
-    told = report.until is not None and until == report.until
-    return AuthHealth(report.subject, report.state, until, now, report.because, report.evidence, told, version)
+        return _retracted(known, report, now) if report.retracts else _recovered(known, report, now)
+    return _failed(known, report, now)
 
 
-def _until(report: HealthReport, now: float) -> float:
+def _recovered(row: AuthHealth, report: HealthReport, now: float) -> AuthHealth:
+    if row.state is HealthState.HEALTHY or row.version != report.version:
+        return row
+    if row.state is HealthState.PAUSED and not report.operator:
+        return row
+    was_out = row.state in BLOCKING
+    pace = min(max((now - row.since) * PACE_OF_BLOCK, FASTEST_PACE), SLOWEST_PACE) if was_out else row.pace
+    returned = now if was_out else row.returned
+    on_trial = now < row.trust and not report.operator
+    if on_trial and not was_out and row.until >= row.trust:
+        return row
+    return AuthHealth(
+        row.subject,
+        HealthState.SUSPECT if on_trial else HealthState.HEALTHY,
+        until=row.trust if on_trial else 0.0,
+        since=now,
+        because=report.because,
+        evidence=report.evidence,
+        strikes=row.strikes,
+        cleared=now,
+        returned=returned,
+        pace=pace,
+        trust=row.trust,
+        version=row.version + 1,
+    )
+
+
+def _retracted(row: AuthHealth, report: HealthReport, now: float) -> AuthHealth:
+    if row.state is not HealthState.SUSPECT or row.evidence != report.evidence:
+        return row
+    return replace(
+        row,
+        state=HealthState.HEALTHY,
+        until=0.0,
+        since=now,
+        because=report.because,
+        told=False,
+        soft=False,
+        level=0,
+        version=row.version + 1,
+    )
+
+
+def _failed(row: AuthHealth, report: HealthReport, now: float) -> AuthHealth:
+    if 0.0 < report.began < row.cleared:
+        return row  # older than what disproved it
+    level = _level(row, report, now)
+    ends, told = _ends(report, level, now)
+    if ends <= now and not (ends == 0.0 and report.state is HealthState.PAUSED):
+        return row  # it says nothing about now
+    if _outweighs(row, report, ends, told, now):
+        return row
+    blocks, was_out = report.state in BLOCKING, row.state in BLOCKING
+    strikes, trust = row.strikes, row.trust
+    if blocks and report.state is not HealthState.PAUSED:
+        if not was_out:
+            calm = row.state is HealthState.HEALTHY and now - row.since >= CALM
+            strikes = 1 if calm else min(strikes + 1, MAX_STRIKES)
+        trust = now + dwell(strikes)
+    return AuthHealth(
+        row.subject,
+        report.state,
+        until=ends,
+        since=now,
+        because=report.because,
+        evidence=report.evidence,
+        told=told,
+        soft=report.soft,
+        level=level,
+        strikes=strikes,
+        cleared=row.cleared,
+        returned=row.returned,
+        pace=row.pace,
+        trust=trust,
+        version=row.version + 1,
+    )
+
+
+def dwell(strikes: int) -> float:
+    """Seconds after its last failure in which one that was out `strikes` times lately is not trusted yet."""
+    return min(FIRST_DWELL * DWELL_GROWS ** max(strikes - 1, 0), LONGEST_DWELL)
+
+
+def _level(row: AuthHealth, report: HealthReport, now: float) -> int:
+    """A burst that was under way when the block began counts once: only what began after it had run out counts anew."""
+    if row.state not in BLOCKING:
+        return 0
+    again = not row.holds(now) and report.began >= row.until
+    return min(row.level + again, MAX_LEVEL)
+
+
+def _ends(report: HealthReport, level: int, now: float) -> tuple[float, bool]:
     if report.state is HealthState.PAUSED:
-        return report.until or 0.0
-    wanted = report.until if report.until is not None else now + report.lasting
-    return min(max(wanted, now), now + MAX_BLOCK)
+        return report.until or 0.0, report.until is not None
+    if report.until is not None:
+        # a time that had to be cut is no longer the vendor's own, and must not be told on as if it were
+        return min(report.until, now + MAX_BLOCK), report.until <= now + MAX_BLOCK
+    seen = min(report.at, now) if report.at > 0.0 else now
+    lasting = report.lasting if level == 0 else min(report.lasting * 2**level, max(report.lasting, report.at_most))
+    return min(seen + lasting, now + MAX_BLOCK), False
+
+
+def _outweighs(row: AuthHealth, report: HealthReport, ends: float, told: bool, now: float) -> bool:
+    if not row.holds(now):
+        # doubt is no answer to a block that has run out and is not yet disproved
+        return row.state in BLOCKING and report.state not in BLOCKING
+    said = (report.state.severity, not report.soft, told, ends or MAX_TIME)
+    return said <= (row.state.severity, not row.soft, row.told, row.until or MAX_TIME)
+
+
+MAX_TIME = 1e18
+"""Later than any time: what ends only when somebody ends it."""

@@ -34,6 +34,7 @@ from broker.domain.commands import (
     Rebuild,
     Relay,
     Resolve,
+    Retract,
     Send,
     Tell,
 )
@@ -98,14 +99,14 @@ class Request(msgspec.Struct, frozen=True):
     binding: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Policy:
-    """Bounds of a turn.
+    """Bounds of a turn; one for all turns of a node.
 
     `placements`: how often it may fail in one and the same way, after it was sent, before its client is told; a
     refusal that proves that nothing ran costs nothing, and every credential is tried at most once anyway. `placing`:
     seconds from its first failure in which it may be placed anew. `held`: events held back at most. `boundaries`: how
-    many the pool has.
+    many the pool has or has had, for what one of them encrypted outlives it; the node raises it when others come.
     """
 
     placements: int = 3
@@ -121,6 +122,12 @@ class OutOfTurn(Exception):
 MAX_PIN_RACES = 3
 MAX_REPLAYS = 2
 """How often one credential may be sent the same turn again for reasons that are not its fault."""
+
+MAX_RETURNS = 1
+"""How often one turn may come back to a credential that limited its rate."""
+
+MAX_DOUBTED = 2
+"""How many credentials one turn may cast doubt on, each of them once."""
 
 
 @dataclass(slots=True)
@@ -151,6 +158,8 @@ class Turn:
     _failing_since: float | None = None
     _held: list[bytes] = field(default_factory=list)
     _unconfirmed: list[tuple[Credential, Failure]] = field(default_factory=list)
+    _doubted: frozenset[str] = frozenset()
+    _proved: bool = False
 
     def handle(self, event: Event, now: float = 0.0) -> list[Command]:
         """The commands an event leads to. `now` is any steady clock, in seconds; `started` is on the same."""
@@ -214,7 +223,9 @@ class Turn:
         self.state = State.PLACING
         pin = self.session.pin
         preferred = pin.credential if pin is not None else None
-        wish = Wish(self.request.model, preferred, self.boundary, self._excluded, self.session.avoided)
+        wish = Wish(
+            self.request.model, preferred, self.boundary, self._excluded, self.session.avoided, self.session.sid
+        )
         return [Place(wish)]
 
     def _placed(self, event: Placed, now: float) -> list[Command]:
@@ -314,7 +325,7 @@ class Turn:
 
     def _output_began(self, event: OutputBegan, now: float) -> list[Command]:
         self._held.append(event.raw)
-        return [*self._confirm(), *self._show()]
+        return [*self._prove(), *self._show()]
 
     def _hold_elapsed(self, event: HoldElapsed, now: float) -> list[Command]:
         return self._show() if self._held else []
@@ -326,12 +337,12 @@ class Turn:
 
     def _shown_more(self, event: Announced | OutputBegan, now: float) -> list[Command]:
         # only output proves that the request was taken
-        return [*(self._confirm() if isinstance(event, OutputBegan) else ()), Relay((event.raw,))]
+        return [*(self._prove() if isinstance(event, OutputBegan) else ()), Relay((event.raw,))]
 
     def _completed(self, event: Completed, now: float) -> list[Command]:
         self.state = State.COMMITTING
         self._held.append(event.raw)
-        return [*self._confirm(), Commit(event.raw)]
+        return [*self._prove(), Commit(event.raw)]
 
     def _committed(self, event: Committed, now: float) -> list[Command]:
         assert self.credential is not None
@@ -342,7 +353,7 @@ class Turn:
         self.session.closed = False
         self.state = State.ENDED
         self.outcome = Outcome.COMPLETED
-        return [Relay(self._release()), Absolve(self.credential), End(Outcome.COMPLETED)]
+        return [Relay(self._release()), End(Outcome.COMPLETED)]
 
     def _release(self) -> tuple[bytes, ...]:
         frames = tuple(self._held)
@@ -362,7 +373,8 @@ class Turn:
         if action is Action.REPLAY and self._may_replay():
             return commands + self._replay(failure)
         self._moving = FailOver(failure, self.phase)
-        self._excluded |= {self.credential.name}
+        if not self._may_come_again(failure):
+            self._excluded |= {self.credential.name}
         return commands + self._start_over()
 
     def _understand(self, failure: Failure) -> tuple[Failure, bool]:
@@ -391,18 +403,33 @@ class Turn:
     def _blame(self, failure: Failure, poisonous: bool) -> list[Command]:
         assert self.credential is not None
         if poisonous:
+            # what this request has said about others was its own doing, too
+            retracted = [Retract(c) for c, _ in self._unconfirmed if c.name != self.credential.name]
             self._unconfirmed.clear()
-        elif failure.witnesses:
+            return [*retracted, Blame(self.credential, failure, confirmed=False, void=True)]
+        if failure.witnesses:
             self._unconfirmed.append((self.credential, failure))
-        return [Blame(self.credential, failure, failure.independent)]
+        return [Blame(self.credential, failure, failure.independent, void=not self._may_say(failure))]
 
-    def _confirm(self) -> list[Command]:
-        """Somebody takes this request, so those who refused it before did so for reasons of their own."""
-        if not self._unconfirmed:
+    def _may_say(self, failure: Failure) -> bool:
+        """One turn casts doubt on few credentials, and on each of them once; what a vendor states is no doubt."""
+        assert self.credential is not None
+        if failure.independent or failure.row.effect not in _DOUBTS:
+            return True
+        if self.credential.name in self._doubted or len(self._doubted) >= MAX_DOUBTED:
+            return False
+        self._doubted |= {self.credential.name}
+        return True
+
+    def _prove(self) -> list[Command]:
+        """The request is taken: nothing speaks against who takes it, and those who refused had reasons of their own."""
+        if self._proved:
             return []
+        assert self.credential is not None
+        self._proved = True
         confirmed: list[Command] = [Blame(c, failure, True, again=True) for c, failure in self._unconfirmed]
         self._unconfirmed.clear()
-        return confirmed
+        return [Absolve(self.credential), *confirmed]
 
     def _would_repeat(self, failure: Failure) -> bool:
         """A turn that may have run has then added to a conversation of the vendor's, and would stand there twice."""
@@ -417,6 +444,11 @@ class Turn:
             self._spent.get(failure.kind, 0) >= self.policy.placements
             or now - self._failing_since > self.policy.placing
         )
+
+    def _may_come_again(self, failure: Failure) -> bool:
+        """A limit of rate blocks by its row, and for a moment: with nobody else there the turn may wait for its end."""
+        limited = [c for c, f in self.failures if c is self.credential and f.kind is FailureKind.RATE_LIMITED]
+        return failure.kind is FailureKind.RATE_LIMITED and len(limited) <= MAX_RETURNS
 
     def _may_replay(self) -> bool:
         """A credential whose sockets end again and again, or that keeps losing what it held, is left for another."""
@@ -434,6 +466,7 @@ class Turn:
 
     def _start_over(self) -> list[Command]:
         self._held.clear()
+        self._proved = False
         self.phase = Phase.BEFORE_SEND
         return self._place()
 
@@ -443,13 +476,13 @@ class Turn:
         kinds = {failure.kind for _, failure in self.failures}
         soon = kinds - _FOR_LONG
         exhausted = FailureKind.QUOTA_EXHAUSTED in kinds or "exhausted" in event.reasons
-        if exhausted and not soon and not event.reasons & {"busy", "cooling"}:
+        if exhausted and not soon and not event.reasons & _MOMENTARY:
             return self._tell(Outcome.EXHAUSTED, errors.all_exhausted(event.resets_at, event.at))
         if self.failures:
             last = next((f for _, f in reversed(self.failures) if f.kind in soon), self.failures[-1][1])
             # with nobody left to ask, two who agree are as many as there can be
             return self._surface(last, last.witnesses > 0 and self._alike(last) > 1)
-        if "cooling" in event.reasons:
+        if event.reasons & (_MOMENTARY - {"busy"}):
             return self._tell(Outcome.EXHAUSTED, errors.all_cooling(event.resets_at, event.at))
         if "busy" in event.reasons:
             reply = errors.overloaded("Every credential that could serve this request is at its in-flight cap.")
@@ -526,6 +559,12 @@ _PROVEN_UNSERVED = frozenset(
 )
 """Refusals that prove that nothing ran: trying again costs nobody anything, and no credential is tried for ever."""
 
+
+_DOUBTS = frozenset({Effect.REVOKE, Effect.EXCLUDE_MODEL, Effect.SUSPECT_BY_STREAK})
+"""Effects of what may as well be the request's own doing."""
+
+_MOMENTARY = frozenset({"busy", "cooling", "half_open", "ramping"})
+"""Why a credential was passed over that may well serve a moment later."""
 
 _FOR_LONG = frozenset({FailureKind.QUOTA_EXHAUSTED, FailureKind.AUTH_REJECTED, FailureKind.UNSUPPORTED})
 """Failures that do not pass in a moment: with nothing else in the way, a client need not come back soon."""

@@ -16,13 +16,16 @@ from broker.upstream.link import Link
 class Attempt:
     """A turn on one credential. When the turn is placed anew, everything here is forgotten with it.
 
+    `held_against` is what was held against the credential at its placement, `trial` the token of the licence by which it
+    is tried, where it is.
     `response` is what the terminal event says: the id of the response, and its output as far as it is listed there.
     """
 
-    __slots__ = ("_items", "credential", "heard", "held_against", "link", "pin", "response", "response_id")
+    __slots__ = ("_items", "credential", "heard", "held_against", "link", "pin", "response", "response_id", "trial")
 
-    def __init__(self, credential: Credential, held_against: Sequence[AuthHealth] = ()) -> None:
+    def __init__(self, credential: Credential, held_against: Sequence[AuthHealth] = (), trial: str = "") -> None:
         self.credential = credential
+        self.trial = trial
         self.pin: Pin | None = None
         self.held_against = held_against
         self.link: Link | None = None

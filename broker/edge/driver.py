@@ -22,6 +22,7 @@ from broker.domain import transcript, wire
 from broker.domain.classify import classify_event
 from broker.domain.continuation import Mode, Parent
 from broker.domain.failure import Failure, FailureKind, Phase
+from broker.domain.limits import from_event
 from broker.domain.memory import SocketMemory
 from broker.domain.session import Session
 from broker.domain.transcript import Immovable
@@ -29,6 +30,7 @@ from broker.domain.turn import Request, State, Turn
 from broker.domain.wire import EventKind
 from broker.edge.attempt import Attempt
 from broker.edge.links import Links
+from broker.edge.waiting import Ticket
 from broker.edge.wiring import Wiring
 from broker.store.connection import StoreUnavailable
 from broker.store.journal import JournalFull, Landed, Queued
@@ -114,7 +116,9 @@ class TurnDriver:
         "_loop",
         "_moved",
         "_over",
+        "_placed_at",
         "_tasks",
+        "_ticket",
         "_todo",
         "_wiring",
         "attempt",
@@ -139,6 +143,8 @@ class TurnDriver:
         self._over = False
         self._moved = False
         self._held_since: float | None = None
+        self._ticket: Ticket | None = None
+        self._placed_at: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._began = self._alive_at = self._loop.time()
 
@@ -200,7 +206,13 @@ class TurnDriver:
 
     def leave(self) -> None:
         """The client's socket is gone."""
-        self._feed(e.ClientLeft())
+        if (ticket := self._ticket) is not None:
+            # it waits for a credential, and nobody waits for it any more
+            self._ticket = None
+            ticket.leave()
+            self._answered(e.ClientLeft())
+        else:
+            self._feed(e.ClientLeft())
 
     def ride(self, link: Link, response_id: str) -> None:
         """Take over a response that the upstream has begun on `link` by itself."""
@@ -385,9 +397,18 @@ class TurnDriver:
         if attempt is not None:
             if kind is EventKind.ITEM:
                 attempt.note_item(raw)
-            elif kind is EventKind.ANNOUNCEMENT and wire.event_type(raw) == "response.created":
-                attempt.response_id = wire.response_of(raw)[0]
+            elif kind is EventKind.ANNOUNCEMENT:
+                self._read_announcement(attempt, raw)
         return e.Announced(raw) if kind is EventKind.ANNOUNCEMENT else e.OutputBegan(raw)
+
+    def _read_announcement(self, attempt: Attempt, raw: bytes) -> None:
+        kind = wire.event_type(raw)
+        if kind == "response.created":
+            attempt.response_id = wire.response_of(raw)[0]
+        elif kind == "codex.rate_limits":
+            health = self._wiring.health
+            if (limits := from_event(raw, health.now())) is not None:
+                health.note_limits(attempt.credential, limits, attempt.held_against)
 
     def _ending_of(self, raw: bytes, kind: EventKind) -> e.Event | None:
         if kind is EventKind.FAILURE and wire.event_type(raw) == "error":
@@ -442,15 +463,30 @@ class TurnDriver:
 
     def _place(self, command: c.Place) -> Answer:
         self._detach()
-        placed = self._wiring.health.place(command.wish)
+        health = self._wiring.health
+        placed = health.place(command.wish)
+        if placed is None:
+            self._ticket = health.wait(command.wish, self._placed_later)
+            if self._ticket is not None:
+                return LATER
+            placed = health.refuse(command.wish)
+        return self._seated(placed)
+
+    def _placed_later(self, placed: e.Placed | e.NonePlaced) -> None:
+        self._ticket = None
+        self._answered(self._seated(placed))
+
+    def _seated(self, placed: e.Placed | e.NonePlaced) -> e.Event:
         if isinstance(placed, e.Placed):
-            self._engage(Attempt(placed.credential, self._wiring.health.ailing(placed.credential, self.request.model)))
+            held_against = self._wiring.health.ailing(placed.credential, self.request.model)
+            self._engage(Attempt(placed.credential, held_against, placed.trial))
         return placed
 
     def _engage(self, attempt: Attempt) -> None:
         """From its placement on, a turn counts as in flight on its credential."""
         self.attempt = attempt
-        self._wiring.health.in_flight[attempt.credential.name] += 1
+        self._placed_at[attempt.credential.name] = self._wiring.health.now()
+        self._wiring.health.engage(attempt.credential)
 
     def _move_pin(self, command: c.MovePin) -> Answer:
         return self._ask(self._compare_and_set(command))
@@ -485,6 +521,8 @@ class TurnDriver:
             link = await self.client.links.dial(command.credential)
         except Refused as refused:
             return e.Failed(refused.failure)
+        if link.limits is not None:
+            self._wiring.health.note_limits(command.credential, link.limits)
         return self._opened(link)
 
     def _opened(self, link: Link) -> e.Event:
@@ -608,17 +646,24 @@ class TurnDriver:
     def _blame(self, command: c.Blame) -> None:
         if not command.again:
             self._wiring.metrics.failures.inc(command.credential.name, command.failure.kind.value)
-        self._wiring.health.blame(
-            command.credential,
-            command.failure,
-            self.request.model,
-            confirmed=command.confirmed,
-            evidence=self.request.turn_id,
-        )
+            if command.failure.limits is not None:
+                self._wiring.health.note_limits(command.credential, command.failure.limits)
+        if not command.void:
+            self._wiring.health.blame(
+                command.credential,
+                command.failure,
+                self.request.model,
+                confirmed=command.confirmed,
+                evidence=self.request.turn_id,
+                began=self._placed_at.get(command.credential.name, 0.0),
+            )
+
+    def _retract(self, command: c.Retract) -> None:
+        self._wiring.health.retract(command.credential, self.request.turn_id)
 
     def _absolve(self, command: c.Absolve) -> None:
         if self.attempt is not None:
-            self._wiring.health.absolve(command.credential, self.attempt.held_against)
+            self._wiring.health.absolve(command.credential, self.attempt.held_against, self.request.turn_id)
 
     def _abandon(self, command: c.Abandon) -> None:
         ended = self.response_id
@@ -695,7 +740,7 @@ class TurnDriver:
         attempt, self.attempt = self.attempt, None
         if attempt is None:
             return None
-        self._wiring.health.in_flight[attempt.credential.name] -= 1
+        self._wiring.health.release(attempt.credential, attempt.trial)
         if attempt.link is None:
             return None
         attempt.link.detach(self.request.lane, self)
@@ -740,6 +785,7 @@ _PERFORM: dict[type, Callable[[TurnDriver, Any], Answer]] = {
     c.Relay: TurnDriver._relay,
     c.Commit: TurnDriver._commit,
     c.Blame: TurnDriver._blame,
+    c.Retract: TurnDriver._retract,
     c.Absolve: TurnDriver._absolve,
     c.Abandon: TurnDriver._abandon,
     c.FailOver: TurnDriver._fail_over,

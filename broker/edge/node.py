@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import hashlib
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from broker.domain.commands import Outcome
-from broker.domain.credential import Credential
+from broker.domain.credential import Credential, Secret
+from broker.domain.health import HealthState
 from broker.domain.transcript import Commit
 from broker.domain.turn import Policy
 from broker.edge.access import Access, Tenant
-from broker.edge.health import HealthBoard
+from broker.edge.health import HealthBoard, Placing
 from broker.edge.pulse import Pulse
 from broker.edge.sessions import Sessions
 from broker.edge.websocket import ClientSocket
@@ -24,6 +28,7 @@ from broker.metrics import Metrics
 from broker.store.codec import Codec
 from broker.store.connection import Connection, StoreUnavailable
 from broker.store.health import HealthStore
+from broker.store.hints import Hints
 from broker.store.journal import Journal
 from broker.store.nodes import NodeStore
 from broker.store.sessions import Committed, SessionStore
@@ -32,10 +37,14 @@ from broker.upstream.dialer import Dialer, DialSettings
 
 log = logging.getLogger(__name__)
 
+BEAT_EVERY = 1.0
+"""Seconds between two heartbeats: other nodes place by this node's load as old as that."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where the store is and how it is used; `key` (32 bytes) encrypts transcripts."""
+    """Where the store is and how it is used; `key` (32 bytes) encrypts transcripts. Without `hints` a change of health is
+    seen with the next refresh."""
 
     url: str
     timeout: float = 1.0
@@ -46,6 +55,7 @@ class StoreSettings:
     journal: int = 1000
     journal_bytes: int = 64 * 1024 * 1024
     refresh: float = 1.0
+    hints: bool = True
 
 
 class Node:
@@ -61,13 +71,18 @@ class Node:
         policy: Policy | None = None,
         bounds: Bounds | None = None,
         dial: DialSettings | None = None,
+        placing: Placing | None = None,
     ) -> None:
         self.name = name
         self.bounds = bounds or Bounds()
         self.policy = policy or Policy(boundaries=len({c.boundary for c in credentials}))
         self.metrics = Metrics()
         self.chance = random.SystemRandom()
+        self.tenants = tuple(tenants)
+        self.shared = len(tenants) > 1
         self.access = Access(tenants)
+        self.config_digest = digest_of(credentials, tenants)
+        self.adopted_at = time.time()
         self.sockets: set[ClientSocket] = set()
         self.opened = 0
         self.untapped = 0
@@ -78,10 +93,20 @@ class Node:
         self.store = SessionStore(self.connection, codec, idle_ttl=store.idle_ttl, max_transcript=store.max_transcript)
         self.journal = Journal(self.store, max_turns=store.journal, max_bytes=store.journal_bytes)
         self.journal.listen(self._landed)
+        self._nodes = NodeStore(self.connection)
         self.health = HealthBoard(
-            credentials, HealthStore(self.connection), self.metrics, refresh=store.refresh, chance=self.chance
+            credentials,
+            HealthStore(self.connection),
+            self._nodes,
+            self.metrics,
+            node=name,
+            refresh=store.refresh,
+            chance=self.chance,
+            placing=placing,
+            bound=self._bound,
         )
-        self.sessions = Sessions(self.store, self.journal, self.metrics, shared=len(tenants) > 1)
+        self.hints = Hints(store.url, self.health.hear, self.health.refresh_soon) if store.hints else None
+        self.sessions = Sessions(self.store, self.journal, self.metrics, shared=self.shared)
         self.dialer = Dialer(dial or DialSettings(), clock=self.health.now, tap=self.bounds.tap)
         shortest = min(self.bounds.hold, self.bounds.first_event, self.bounds.silence)
         self.wiring = Wiring(
@@ -96,7 +121,7 @@ class Node:
             Pulse(shortest),
             self.chance,
         )
-        self._nodes = NodeStore(self.connection)
+        self._boundaries = {credential.boundary for credential in credentials}
         self._duties: list[asyncio.Task[None]] = []
         self._primed()
 
@@ -112,6 +137,8 @@ class Node:
         await self.dialer.start()
         self.journal.start()
         await self.health.start()
+        if self.hints is not None:
+            self.hints.start()
         every = self._store_settings.idle_ttl / 4
         self._duties = [
             asyncio.create_task(self.sessions.keep_alive(every), name="keep-alive"),
@@ -133,10 +160,34 @@ class Node:
         left = await self.journal.close(5.0)
         if left:
             log.error("turns were not written", extra={"count": left})
+        if self.hints is not None:
+            await self.hints.stop()
         await self.health.stop()
         await self.dialer.stop()
         await self.connection.close()
         self.metrics.flush()
+
+    def adopt(self, credentials: Sequence[Credential], tenants: Sequence[Tenant]) -> None:
+        """Serve these tenants with these credentials from now on. It takes no time, and no turn sees half of it.
+
+        A turn that runs ends on its link, with the credential it began with; the next one of its session finds the same
+        link only if its credential is the same object as before. Sockets of a tenant that is gone stay until their
+        clients leave. Tenants may not become several where there was one at the start (see `shared`).
+        """
+        gone = {credential.name for credential in self.health.pool} - {credential.name for credential in credentials}
+        self._boundaries |= {credential.boundary for credential in credentials}
+        self.policy.boundaries = max(self.policy.boundaries, len(self._boundaries))
+        self.health.adopt(credentials)
+        for name in gone:
+            for state in HealthState:
+                self.metrics.health_state.labels(name, state.value).set(0)
+        self.tenants = tuple(tenants)
+        self.access = Access(tenants)
+        by_name = {tenant.name: tenant for tenant in tenants}
+        for socket in self.sockets:
+            socket.tenant = by_name.get(socket.tenant.name, socket.tenant)
+        self.config_digest = digest_of(credentials, tenants)
+        self.adopted_at = time.time()
 
     def tap(self, transport: asyncio.Transport | None, protocol: asyncio.Protocol) -> Tap | None:
         """A tap on a client's socket that is about to be upgraded; None where that cannot be done."""
@@ -176,10 +227,20 @@ class Node:
 
     async def _beat(self) -> None:
         while True:
-            load = {"sockets": len(self.sockets), "links": self.dialer.open_links, **self.health.in_flight}
+            load = {
+                "sockets": len(self.sockets),
+                "links": self.dialer.open_links,
+                "in_flight": +self.health.in_flight,
+                "bound": self._bound(),
+            }
             with contextlib.suppress(StoreUnavailable):
                 await self._nodes.beat(self.name, load)
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(BEAT_EVERY)
+
+    def _bound(self) -> Counter[str]:
+        """Sessions with an open socket, by the credential that they are pinned to."""
+        pins = {socket.session.sid: socket.session.pin for socket in self.sockets}
+        return Counter(pin.credential for pin in pins.values() if pin is not None)
 
     async def _sweep(self) -> None:
         """Show the gauges, and cut off clients that have taken nothing for too long."""
@@ -204,3 +265,22 @@ class Node:
         self.metrics.untapped.labels("upstream").set(self.dialer.ordinary)
         self.metrics.sessions.set(len({socket.session.sid for socket in self.sockets}))
         self.metrics.journal.set(len(self.journal))
+
+
+def digest_of(credentials: Sequence[Credential], tenants: Sequence[Tenant]) -> str:
+    """Twelve hex digits that two nodes have in common if, and only if, they serve the same tenants with the same
+    credentials; of secrets they hold the generation alone."""
+    told = hashlib.sha256()
+    items: tuple[Credential | Tenant, ...] = (*credentials, *tenants)
+    for item in items:
+        for field in dataclasses.fields(item):
+            value = getattr(item, field.name)
+            if not isinstance(value, Secret):
+                told.update(repr((field.name, _ordered(value))).encode())
+    return told.hexdigest()[:12]
+
+
+def _ordered(value: object) -> object:
+    if isinstance(value, Mapping):
+        return sorted(value.items())
+    return sorted(value) if isinstance(value, frozenset) else value

@@ -6,6 +6,7 @@ from broker.simulator.control import serve
 from broker.simulator.credentials import SimCredential, SimOptions, parse_credentials
 from broker.simulator.faults import Fault, FaultBoard, presets
 from broker.simulator.record import Handshake, TurnRecord
+from broker.simulator.telemetry import Telemetry
 from broker.simulator.upstream import Simulator
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "SimCredential",
     "SimOptions",
     "Simulator",
+    "Telemetry",
     "TurnRecord",
     "TurnResult",
     "context_digest",

@@ -1,5 +1,6 @@
-"""The simulator's own HTTP interface: faults in, records out."""
+"""The simulator's own HTTP interface: faults and limits in, records out."""
 
+from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -7,6 +8,7 @@ from aiohttp import web
 
 from broker.simulator.faults import Armed, Fault, presets
 from broker.simulator.handshake import VENDOR
+from broker.simulator.telemetry import Telemetry
 from broker.simulator.vendor import Vendor
 
 
@@ -15,6 +17,8 @@ def add_control(app: web.Application) -> None:
     app.router.add_get("/_sim/state", _state)
     app.router.add_put("/_sim/faults", _arm)
     app.router.add_delete("/_sim/faults", _disarm)
+    app.router.add_put("/_sim/limits", _tell_limits)
+    app.router.add_delete("/_sim/limits", _hush_limits)
     app.router.add_get("/_sim/turns", _turns)
     app.router.add_delete("/_sim/turns", _forget_turns)
     app.router.add_get("/_sim/handshakes", _handshakes)
@@ -62,6 +66,27 @@ async def _disarm(request: web.Request) -> web.Response:
     return _json({})
 
 
+async def _tell_limits(request: web.Request) -> web.Response:
+    """From JSON: `{credential, used_percent, ...fields of Telemetry}`."""
+    try:
+        body = orjson.loads(await request.read())
+        credential = str(body.pop("credential", "*"))
+        told = Telemetry(**body)
+    except (ValueError, TypeError, AttributeError) as error:
+        return _json({"error": f"not limits: {error}"}, status=400)
+    request.app[VENDOR].limits[credential] = told
+    return _json({"credential": credential, **asdict(told)})
+
+
+async def _hush_limits(request: web.Request) -> web.Response:
+    vendor = request.app[VENDOR]
+    if (credential := request.query.get("credential")) is None:
+        vendor.limits.clear()
+    else:
+        vendor.limits.pop(credential, None)
+    return _json({})
+
+
 async def _turns(request: web.Request) -> web.Response:
     since = _since(request)
     turns = [turn.as_json() for turn in request.app[VENDOR].recorder.turns if turn.number > since]
@@ -105,6 +130,7 @@ def _armed(armed: Armed) -> dict[str, Any]:
         "code": fault.code,
         "status": fault.status,
         "left": armed.left,
+        "until": fault.until,
         "fired": armed.fired,
     }
 

@@ -56,6 +56,11 @@ class EventWriter:
         self.sequence += 1
         self._outlet.put(kind, orjson.dumps(event))
 
+    def aside(self, kind: str, body: dict[str, Any]) -> None:
+        """An event that is not part of the response's numbering."""
+        event = {"type": kind, **body} | ({} if self._lane is None else {"stream_id": self._lane})
+        self._outlet.put(kind, orjson.dumps(event))
+
     def delta_head(self, kind: str, **where: Any) -> bytes:
         """The part that all deltas of one item share, serialised once."""
         return orjson.dumps({"type": kind, **where})[:-1] + b',"delta":"'

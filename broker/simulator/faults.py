@@ -1,6 +1,7 @@
 """Faults: what can go wrong with a credential, when, how often, and the table of the usual ones."""
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +21,8 @@ class Fault:
 
     `times` counts down, None lasts until cleared. `when` must occur in the raw create, so that one request can be
     poisonous on every credential. `after` is the number of deltas for `after_deltas`. `body` replaces the whole
-    frame or HTTP body. `variant` of garbage: text (default), binary, or half (half a frame, then a reset).
+    frame or HTTP body. `until` (epoch seconds) ends the fault by itself, so that a quota is used up until a time and
+    free after it. `variant` of garbage: text (default), binary, or half (half a frame, then a reset).
     """
 
     at: str = "before_created"
@@ -31,12 +33,13 @@ class Fault:
     message: str = "The server had an error while processing your request."
     param: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
-    resets_at: int | None = None  # epoch seconds
-    resets_in: int | None = None  # seconds
+    resets_at: float | None = None  # epoch seconds
+    resets_in: float | None = None  # seconds
     extra: dict[str, Any] = field(default_factory=dict)  # further fields of the error object
     omit_status: bool = False
     body: str | dict[str, Any] | None = None
     times: int | None = None
+    until: float | None = None
     after: int = 0
     probability: float = 1.0
     when: str | None = None
@@ -47,9 +50,13 @@ class Fault:
     def __post_init__(self) -> None:
         if self.at not in POINTS or self.do not in DEEDS:
             raise ValueError(f"no such fault: at={self.at!r} do={self.do!r}")
+        if isinstance(self.until, bool) or not isinstance(self.until, int | float | None):
+            raise ValueError(f"no such time: until={self.until!r}")
 
     def but(self, **changes: Any) -> "Fault":
-        """The same fault with some fields changed."""
+        """The same fault with some fields changed; of two ways to tell a reset, the one that is given alone holds."""
+        if {"resets_at", "resets_in"} & changes.keys():
+            changes = {"resets_at": None, "resets_in": None} | changes
         return replace(self, **changes)
 
     def refusal(self) -> Refusal:
@@ -85,6 +92,7 @@ class Armed:
         return (
             fault.at == point
             and self.left != 0
+            and (fault.until is None or time.time() < fault.until)
             and (fault.when is None or fault.when.encode() in raw)
             and (fault.model is None or fault.model == model)
             and (point != "after_deltas" or deltas >= fault.after)

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+import time
 
 import orjson
 from aiohttp import web
@@ -24,23 +25,43 @@ class TurnedAway(Exception):
 
 
 async def admit(request: web.Request, transport: str) -> tuple[SimCredential, Fault | None]:
-    """The caller of a request, and the fault that must act right after the upgrade; raises TurnedAway."""
+    """The caller of a request, and the fault that must act right after the upgrade; raises TurnedAway.
+
+    Every request of a caller comes by here, so a fault at the handshake refuses all of them alike.
+    """
     vendor = request.app[VENDOR]
     credential = vendor.authenticate(request.headers.get("Authorization"))
     if credential is None:
-        vendor.recorder.handshake(None, transport, request.headers, status=401)
+        _record(request, None, transport, 401)
         raise TurnedAway(error_response(unauthorized()))
     fault = vendor.faults.take(credential.name, "handshake")
     if fault is None or (fault.do == "close" and transport == "websocket"):
-        vendor.recorder.handshake(credential.name, transport, request.headers, status=101 if fault else 200)
+        _record(request, credential, transport, 101 if fault else 200)
         return credential, fault
     answered = fault.do in ("refuse", "error", "failed", "double")
     status = (fault.status or 500) if answered else None
-    vendor.recorder.handshake(credential.name, transport, request.headers, status=status)
+    _record(request, credential, transport, status)
     if answered:
         raise TurnedAway(error_response(fault.refusal()))
     await _no_answer(request, fault)
     raise TurnedAway(web.Response(status=500))
+
+
+def _record(request: web.Request, credential: SimCredential | None, transport: str, status: int | None) -> None:
+    name = credential.name if credential is not None else None
+    recorder = request.app[VENDOR].recorder
+    recorder.handshake(name, transport, request.headers, status=status, method=request.method, path=request.path)
+
+
+async def tell_limits(request: web.Request, response: web.StreamResponse) -> None:
+    """Put the told limits into the head of an answer; who is turned away as a stranger hears nothing of them."""
+    vendor = request.app[VENDOR]
+    if not vendor.limits or response.status in (401, 403):
+        return
+    credential = vendor.authenticate(request.headers.get("Authorization"))
+    told = vendor.told_limits(credential.name) if credential is not None else None
+    if told is not None:
+        response.headers.update(told.headers(time.time()))
 
 
 async def _no_answer(request: web.Request, fault: Fault) -> None:

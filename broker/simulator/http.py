@@ -9,12 +9,11 @@ import orjson
 from aiohttp import web
 
 from broker.simulator.context import Context, input_items
-from broker.simulator.credentials import SimCredential
 from broker.simulator.faults import Fault
 from broker.simulator.handshake import VENDOR, TurnedAway, admit, error_response, reset
 from broker.simulator.intake import Create
 from broker.simulator.output import compaction_item
-from broker.simulator.refusal import Refusal, unauthorized
+from broker.simulator.refusal import Refusal
 from broker.simulator.turn import Caller, Gone, Turn
 
 _WEBSOCKET_ONLY = ("stream_id", "generate")
@@ -145,16 +144,15 @@ async def compact(request: web.Request) -> web.StreamResponse:
 
 async def create_conversation(request: web.Request) -> web.StreamResponse:
     """POST /v1/conversations."""
-    vendor = request.app[VENDOR]
-    credential: SimCredential | None = vendor.authenticate(request.headers.get("Authorization"))
-    if credential is None:
-        return error_response(unauthorized())
     try:
+        credential, _ = await admit(request, "http")
         raw = await request.read()
         items = input_items(_body(raw).get("items")) if raw else []
+    except TurnedAway as away:
+        return away.response
     except Refusal as refusal:
         return error_response(refusal)
-    created = vendor.store_of(credential.boundary).create_conversation(items)
+    created = request.app[VENDOR].store_of(credential.boundary).create_conversation(items)
     return _json({"id": created.id, "object": "conversation", "created_at": int(time.time()), "metadata": {}})
 
 

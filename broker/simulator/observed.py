@@ -11,6 +11,7 @@ from broker.simulator.context import Context, Item
 GOOD_ENDINGS = frozenset({"response.completed", "response.incomplete"})
 ENDINGS = GOOD_ENDINGS | {"response.failed", "error"}
 _AFTER_THE_END = frozenset({"response.steer.pending", "response.steer.failed"})
+_UNNUMBERED = frozenset({"codex.rate_limits"})
 _CLAIM = re.compile(r"ctx=([0-9a-f]{32}) items=(\d+) \|")
 
 
@@ -104,7 +105,7 @@ class TurnResult:
     def _check_sequence(self, kind: str, event: dict[str, Any]) -> None:
         number = event.get("sequence_number")
         if number is None:
-            if kind != "error":
+            if kind != "error" and kind not in _UNNUMBERED:
                 self.problems.append(f"{kind} without sequence_number")
             return
         if self._sequence < 0 and number != 0 and not kind.startswith("response.steer"):

@@ -46,7 +46,10 @@ class TurnRecord:
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """One WebSocket upgrade or HTTP request; header names are lower case, the authorization value is left out."""
+    """One WebSocket upgrade or HTTP request; header names are lower case, the authorization value is left out.
+
+    The status is the door's: a request that was let in may still be refused, which is then in the record of its turn.
+    """
 
     number: int
     credential: str | None
@@ -54,7 +57,9 @@ class Handshake:
     accepted: bool
     status: int | None
     headers: dict[str, str]
-    time: float
+    time: float  # epoch seconds
+    method: str
+    path: str  # without the query, such as /v1/models
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,10 +83,21 @@ class Recorder:
         return record
 
     def handshake(
-        self, credential: str | None, transport: str, headers: Mapping[str, str], *, status: int | None
+        self,
+        credential: str | None,
+        transport: str,
+        headers: Mapping[str, str],
+        *,
+        status: int | None,
+        method: str,
+        path: str,
     ) -> None:
         """Record an upgrade or request; status None means that it never got an answer."""
         self._handshakes += 1
         shown = {name.lower(): value for name, value in headers.items() if name.lower() != "authorization"}
         accepted = status is not None and status < 400
-        self.handshakes.append(Handshake(self._handshakes, credential, transport, accepted, status, shown, time.time()))
+        self.handshakes.append(
+            Handshake(
+                self._handshakes, credential, transport, accepted, status, shown, time.time(), method=method, path=path
+            )
+        )

@@ -1,5 +1,6 @@
 """One response from its create to its terminal event, on any transport, with the faults that strike in between."""
 
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -138,6 +139,7 @@ class Turn:
         self._record.context, self._record.context_digest = context.items, context.digest
         draft = self._draft = ResponseDraft(self.response_id, self.create, intake, self._parent_id)
         self.writer.say("response.created", response=draft.now())
+        self._tell_limits()
         if self.create.generates:
             self.writer.say("response.in_progress", response=draft.now())
         await self._wire.flush()
@@ -150,6 +152,11 @@ class Turn:
         self.output.reason()
         await (self.output.call(answer) if answer.calls else self.output.speak(answer))
         await self._conclude(answer, context)
+
+    def _tell_limits(self) -> None:
+        told = self._vendor.told_limits(self._caller.credential.name)
+        if told is not None and told.frames:
+            self.writer.aside("codex.rate_limits", told.event(time.time()))
 
     async def _conclude(self, answer: Answer, context: Context) -> None:
         spoken = len(answer.text) // 4

@@ -9,10 +9,11 @@ from aiohttp import web
 from broker.simulator.control_api import add_control, end_sockets
 from broker.simulator.credentials import SimCredential, SimOptions
 from broker.simulator.faults import Fault, FaultBoard
-from broker.simulator.handshake import VENDOR
+from broker.simulator.handshake import VENDOR, tell_limits
 from broker.simulator.http import compact, create_conversation, create_response, list_models
 from broker.simulator.record import Handshake, TurnRecord
 from broker.simulator.socket import open_socket
+from broker.simulator.telemetry import Telemetry
 from broker.simulator.vendor import Vendor
 
 
@@ -54,6 +55,16 @@ class Simulator:
     def faults(self) -> FaultBoard:
         return self.vendor.faults
 
+    def tell_limits(self, credential: str, used_percent: float | None, **how: Any) -> None:
+        """Tell a credential ("*" is all) how much of its window is used, from now on; None keeps silent again.
+
+        `how` are the other fields of Telemetry, such as `resets_at` or `style`.
+        """
+        if used_percent is None:
+            self.vendor.limits.pop(credential, None)
+        else:
+            self.vendor.limits[credential] = Telemetry(used_percent, **how)
+
     @property
     def turns(self) -> list[TurnRecord]:
         """The turns seen so far, oldest first."""
@@ -90,5 +101,6 @@ class Simulator:
         app.router.add_post("/v1/responses/compact", compact)
         app.router.add_post("/v1/conversations", create_conversation)
         app.router.add_get("/v1/models", list_models)
+        app.on_response_prepare.append(tell_limits)
         add_control(app)
         return app

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from broker.simulator.credentials import SimCredential, SimOptions
-from broker.simulator.faults import Fault, FaultBoard
+from broker.simulator.faults import EVERY_CREDENTIAL, Fault, FaultBoard
 from broker.simulator.memory import BoundaryStore, ConnectionMemory
 from broker.simulator.record import Recorder
+from broker.simulator.telemetry import Telemetry
 
 
 class LiveSocket(Protocol):
@@ -30,6 +31,7 @@ class Vendor:
         self.faults = FaultBoard(options.seed)
         self.recorder = Recorder(options.records)
         self.live: dict[int, LiveSocket] = {}
+        self.limits: dict[str, Telemetry] = {}  # by the name of a credential, or "*"
         self._stores: dict[str, BoundaryStore] = {}
         self._sockets = 0
         self.faults.listen(self._check_idle)
@@ -41,6 +43,10 @@ class Vendor:
             return None
         given = secret.strip().encode()
         return next((known for known in self.credentials if hmac.compare_digest(known.secret.encode(), given)), None)
+
+    def told_limits(self, credential: str) -> Telemetry | None:
+        """What this credential is told of its limits; None where the vendor keeps silent, as it does at first."""
+        return self.limits.get(credential) or self.limits.get(EVERY_CREDENTIAL)
 
     def store_of(self, boundary: str) -> BoundaryStore:
         if boundary not in self._stores:

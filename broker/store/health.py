@@ -1,13 +1,16 @@
-"""The health table in Redis, shared by all nodes, and the stream of what happened to it."""
+"""The health table in Redis, shared by all nodes, the stream of what happened to it, and who may try whom."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 
-from broker.domain.health import MAX_BLOCK, AuthHealth, HealthReport
+from broker.domain import health as rule
+from broker.domain.health import AuthHealth, HealthReport
+from broker.domain.limits import Limits
 from broker.store import keys, scripts
 from broker.store.connection import Connection, command
 
@@ -15,6 +18,22 @@ MAX_EVENTS = 10_000
 """About how many events the stream keeps."""
 
 _row = msgspec.json.Decoder(AuthHealth).decode
+_limits = msgspec.json.Decoder(Limits).decode
+
+_RULE = msgspec.json.encode(
+    {
+        "max_block": rule.MAX_BLOCK,
+        "max_level": rule.MAX_LEVEL,
+        "calm": rule.CALM,
+        "first_dwell": rule.FIRST_DWELL,
+        "dwell_grows": rule.DWELL_GROWS,
+        "longest_dwell": rule.LONGEST_DWELL,
+        "max_strikes": rule.MAX_STRIKES,
+        "slowest_pace": rule.SLOWEST_PACE,
+        "fastest_pace": rule.FASTEST_PACE,
+        "pace_of_block": rule.PACE_OF_BLOCK,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,32 +46,89 @@ class Ruling:
     changed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All rows by subject, what is known of limits by limit group, and the store's time in seconds."""
+
+    rows: Mapping[str, AuthHealth]
+    limits: Mapping[str, Limits]
+    now: float
+
+
 class HealthStore:
-    """The table. Every method may raise `StoreUnavailable`."""
+    """The table. Every method may raise `StoreUnavailable`; each is one round trip."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def report(self, report: HealthReport) -> AuthHealth:
-        """Tell the table an outcome; the answer is the row as it is now. One round trip."""
-        return (await self.rule(report)).row
-
-    async def rule(self, report: HealthReport) -> Ruling:
-        """The same, with the time that it was ruled by. One round trip."""
-        if not math.isfinite(report.lasting) or not math.isfinite(report.until or 0.0):
+    async def report(self, report: HealthReport) -> Ruling:
+        """Tell the table an outcome. Idempotent: asked again, it changes nothing."""
+        if not all(map(math.isfinite, (report.lasting, report.until or 0.0, report.at, report.began, report.at_most))):
             raise ValueError("a block has an end")
-        told = "" if report.until is None else repr(report.until)
-        outcome = (report.subject, report.state.value, repr(report.lasting), told, report.because, report.evidence)
         row, at, changed = await self._connection.run(
             scripts.REPORT,
             (keys.health_rows(), keys.health_events()),
-            (*outcome, report.version, repr(MAX_BLOCK), MAX_EVENTS),
+            (msgspec.json.encode(report), _RULE, MAX_EVENTS, keys.health_channel()),
         )
         return Ruling(_row(row), float(at), changed == b"1")
 
-    async def snapshot(self) -> tuple[dict[str, AuthHealth], float]:
-        """All rows, and the store's time in seconds. One round trip."""
-        rows, (seconds, micros) = await self._connection.ask(
-            command("HGETALL", keys.health_rows()), command("TIME"), read=True
+    async def table(self) -> Table:
+        """The whole table."""
+        rows, limits, (seconds, micros) = await self._connection.ask(
+            command("HGETALL", keys.health_rows()), command("HGETALL", keys.health_limits()), command("TIME"), read=True
         )
-        return {subject.decode(): _row(row) for subject, row in rows.items()}, int(seconds) + int(micros) / 1e6
+        return Table(
+            {subject.decode(): _row(row) for subject, row in rows.items()},
+            {group.decode(): _limits(told) for group, told in limits.items()},
+            int(seconds) + int(micros) / 1e6,
+        )
+
+    async def note_limits(self, group: str, limits: Limits) -> None:
+        """What a vendor said about the limits of a group; the newest is what counts, and none is kept for long."""
+        await self._connection.ask(
+            command("HSET", keys.health_limits(), group, msgspec.json.encode(limits)),
+            command("EXPIRE", keys.health_limits(), LIMITS_LIVE),
+        )
+
+    # --- who may try one whose block has run out, and how many turns a node may run at once ---
+
+    async def license(self, row: AuthHealth, token: str, lasting: float) -> bool:
+        """Ask to be the only one who tries `row` for `lasting` seconds.
+
+        Refused while somebody else is at it, and where the row has changed since it was seen: then the answer is there.
+        """
+        return await self._licence("take", row.subject, row.version, token, lasting)
+
+    async def renew(self, subject: str, token: str, lasting: float) -> bool:
+        """Keep a licence; False if it is no longer held."""
+        return await self._licence("keep", subject, 0, token, lasting)
+
+    async def give_back(self, subject: str, token: str) -> bool:
+        """Let others try; a licence that was never used or brought no answer."""
+        return await self._licence("drop", subject, 0, token, 0.0)
+
+    async def _licence(self, act: str, subject: str, version: int, token: str, lasting: float) -> bool:
+        answer = await self._connection.run(
+            scripts.LICENCE,
+            (keys.health_rows(), keys.health_licence(subject)),
+            (act, subject, version, token, int(lasting * 1000)),
+        )
+        return bool(answer == b"1")
+
+    async def claim(
+        self, credential: str, node: str, slots: int, *, used: int, cap: int, lasting: float
+    ) -> tuple[int, int]:
+        """Hold `slots` of the `cap` turns that all nodes together may run at once; renew within `lasting` seconds.
+
+        The answer is how many the node holds now, fewer where others have them but never less than it has in use, and
+        how many all hold. It says how many, not how many more: asked again, it changes nothing, and a node that dies
+        loses its own.
+        """
+        held, all_held = await self._connection.run(
+            scripts.CLAIM, (keys.health_slots(credential),), (node, slots, used, cap, int(lasting * 1000))
+        )
+        return int(held), int(all_held)
+
+
+LIMITS_LIVE = 86400
+"""Seconds after which limits of which nobody has heard any more are forgotten."""

@@ -9,7 +9,11 @@
 | `sb:r:{rid}`           | string | sid of the session that a response belongs to                   | TTL, idle        |
 | `sb:h:{health}:rows`   | hash   | subject -> AuthHealth row                                       | permanent        |
 | `sb:h:{health}:events` | stream | what happened to the rows, about the last 10,000                | permanent        |
+| `sb:h:{health}:limits` | hash   | limit group -> what its vendor said about its limits            | TTL, one day     |
+| `sb:h:{health}:licence:<subject>` | string | token of the one who may try it                      | TTL, seconds     |
+| `sb:h:{health}:slots:<credential>` | hash | node -> how many turns it may run at once             | TTL, seconds     |
 | `sb:n:{nodes}`         | hash   | node -> heartbeat                                               | permanent, swept |
+| `sb:w:{workers}:lease:<name>` | string | token of the worker that does it alone                   | TTL, seconds     |
 
 What stands in `{...}` is the hash tag: all keys that one script touches share a slot. `sid` and `rid` are digests,
 so no text of a client is ever part of a key.
@@ -53,10 +57,41 @@ def health_events() -> str:
     return "sb:h:{health}:events"
 
 
+def health_limits() -> str:
+    """What vendors said about limits, by limit group."""
+    return "sb:h:{health}:limits"
+
+
+def health_licence(subject: str) -> str:
+    """Who may try the subject of a row whose block has run out."""
+    return f"sb:h:{{health}}:licence:{subject}"
+
+
+def health_slots(credential: str) -> str:
+    """How many turns each node may run at once on a credential with a cap."""
+    return f"sb:h:{{health}}:slots:{credential}"
+
+
+def health_channel() -> str:
+    """The channel (no key) on which every change of a row is told at once."""
+    return "sb:h:{health}:hints"
+
+
 def nodes() -> str:
     """The heartbeats."""
     return "sb:n:{nodes}"
 
 
+def lease(name: str) -> str:
+    """Who does alone what only one worker in the cluster may do."""
+    return f"sb:w:{{workers}}:lease:{name}"
+
+
 PERMANENT = frozenset({health_rows(), health_events(), nodes()})
 """The only keys that have no TTL."""
+
+RESPONSES = b"sb:r:"
+"""How every index entry of a response begins."""
+
+SWEPT = "sb:[rs]:*"
+"""The pattern of all keys of sessions and responses; each of them has a TTL."""

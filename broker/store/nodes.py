@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -13,16 +14,21 @@ from broker.store.connection import Connection, command
 
 @dataclass(frozen=True, slots=True)
 class NodeBeat:
-    """The last sign of life of a node: `at` is the store's time, `age` how long ago that was, both in seconds."""
+    """The last sign of life of a node: `at` is the store's time, `age` how long ago that was, both in seconds.
+
+    `role` says what it is: "edge" or "worker".
+    """
 
     at: float
     age: float
-    load: Mapping[str, int]
+    load: Mapping[str, Any]
+    role: str = "edge"
 
 
 class _Beat(msgspec.Struct):
     at: float
-    load: dict[str, int]
+    load: dict[str, Any]
+    role: str = "edge"
 
 
 _beat = msgspec.json.Decoder(_Beat).decode
@@ -34,9 +40,14 @@ class NodeStore:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def beat(self, node: str, load: Mapping[str, int]) -> None:
-        """A sign of life."""
-        await self._connection.run(scripts.BEAT, (keys.nodes(),), (node, msgspec.json.encode(dict(load))), read=True)
+    async def beat(self, node: str, load: Mapping[str, Any], role: str = "edge") -> None:
+        """A sign of life. `load` is whatever msgspec can write as a JSON object."""
+        encode = msgspec.json.encode
+        await self._connection.run(scripts.BEAT, (keys.nodes(),), (node, encode(dict(load)), encode(role)), read=True)
+
+    async def leave(self, node: str) -> None:
+        """This node ends in good order; nobody shall count on it any more."""
+        await self._connection.ask(command("HDEL", keys.nodes(), node), read=True)
 
     async def nodes(self) -> dict[str, NodeBeat]:
         """All nodes that were not yet removed. One round trip."""
@@ -45,7 +56,7 @@ class NodeStore:
         )
         now = int(seconds) + int(micros) / 1e6
         found = {name.decode(): _beat(raw) for name, raw in beats.items()}
-        return {name: NodeBeat(beat.at, now - beat.at, beat.load) for name, beat in found.items()}
+        return {name: NodeBeat(beat.at, now - beat.at, beat.load, beat.role) for name, beat in found.items()}
 
     async def remove_stale(self, older_than: float) -> list[str]:
         """Forget the nodes that were silent for longer than that many seconds; the answer is their names."""

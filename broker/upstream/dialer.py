@@ -16,6 +16,7 @@ from broker import __version__
 from broker.domain.classify import classify_handshake
 from broker.domain.credential import Credential
 from broker.domain.failure import Failure, FailureKind
+from broker.domain.limits import from_headers
 from broker.upstream.link import Host, Link
 from broker.upstream.passage import Passage, install
 
@@ -53,6 +54,7 @@ class _Upgrade(ClientResponse):
         transport = connection.transport
         if transport is not None and (settled := _upgraded.get()) is not None:
             settled.transport = transport
+            settled.headers = self.headers
             settled.passage = install(connection) if settled.tapped else None
         return self
 
@@ -63,6 +65,7 @@ class _Upgraded:
 
     tapped: bool
     transport: asyncio.Transport | None = None
+    headers: Mapping[str, str] | None = None
     passage: Passage | None = None
 
 
@@ -144,7 +147,10 @@ class Dialer:
         if failure is not None:
             raise Refused(failure)
         transport, passage = upgraded.transport, upgraded.passage
-        upgraded.transport = upgraded.passage = None  # the transport carries this along in its context
+        limits = from_headers(upgraded.headers or {}, self._clock())
+        upgraded.transport = upgraded.passage = upgraded.headers = (
+            None  # the transport carries this along in its context
+        )
         if transport is None:
             raise Refused(Failure(FailureKind.TRANSPORT_LOST, code="closed_at_once", independent=True))
         if passage is None and self._tap:
@@ -152,7 +158,7 @@ class Dialer:
                 log.warning("frames take the ordinary path", extra={"credential": credential.name})
             self.ordinary += 1
         self.open_links += 1
-        return Link(credential, socket, transport, host, passage, self._ended)
+        return Link(credential, socket, transport, host, passage, self._ended, limits)
 
     def _ended(self) -> None:
         self.open_links -= 1

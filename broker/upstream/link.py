@@ -15,6 +15,7 @@ from broker.domain.classify import classify_close
 from broker.domain.credential import Credential
 from broker.domain.events import Failed
 from broker.domain.failure import Failure, FailureKind
+from broker.domain.limits import Limits
 from broker.tap import Tap, write_masked
 from broker.upstream.passage import NoteItem, Passage, Write
 
@@ -101,7 +102,7 @@ class Link:
     """One upstream socket.
 
     It knows which responses were minted on it and are still there (`holds`), and hands every event to the listener
-    of its lane. `retired` means that no further turn may start on it; it closes when the last one has left. While it is
+    of its lane. `limits` is what the vendor said at the door. `retired` means that no further turn may start on it; it closes when the last one has left. While it is
     `held`, nothing is dealt with.
     """
 
@@ -121,6 +122,7 @@ class Link:
         "credential",
         "ended",
         "held",
+        "limits",
         "retired",
     )
 
@@ -132,8 +134,10 @@ class Link:
         host: Host,
         passage: Passage | None,
         ended: Callable[[], None],
+        limits: Limits | None = None,
     ) -> None:
         self.credential = credential
+        self.limits = limits
         self.retired = self.held = False
         self.ended: dict[str | None, str] = {}
         self._socket = socket

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from broker.domain.credential import Credential, Secret
+from broker.domain.health import HealthState
 from broker.domain.session import Session, derive_sid
 from broker.domain.turn import Policy
 from broker.edge.access import Tenant
@@ -204,5 +206,10 @@ def conversation(result: TurnResult) -> list[dict[str, Any]]:
 
 
 def held_against(node: Listeners) -> dict[str, str]:
-    """The health that a node sees: the state of every row of the table."""
-    return {subject: row.state.value for subject, row in node.node.health.snapshot.rows.items()}
+    """The health that a node sees: the state of every row of the table, without the generations of secrets."""
+    rows = node.node.health.snapshot.rows
+    return {
+        re.sub("@[0-9a-f]{8}", "", subject): row.state.value
+        for subject, row in rows.items()
+        if row.state is not HealthState.HEALTHY
+    }

@@ -21,7 +21,8 @@ POOL = {"A": "org-a", "D": "org-a", "B": "org-a"}
 REVOKED = {"credential:A": "revoked"}
 SUSPECT = {"credential:A": "suspect"}
 EXHAUSTED = {"group:shared": "exhausted"}
-COOLING = {"credential:A": "cooling"}
+COOLING = {"group:shared:sim-1": "cooling"}
+SLOWED = {"group:shared": "cooling"}
 OVERLOADED = {"endpoint": "cooling"}
 NOTHING: dict[str, str] = {}
 
@@ -43,8 +44,8 @@ class Case:
 
     @property
     def server(self) -> str:
-        """Who must serve: an exhausted quota takes D along, nothing else does."""
-        return "B" if self.held is EXHAUSTED else "D"
+        """Who must serve: what A shares with D, its quota and its limits of rate, takes D along; nothing else does."""
+        return "B" if self.held in (EXHAUSTED, COOLING, SLOWED) else "D"
 
     @property
     def ambiguous(self) -> int:
@@ -90,7 +91,7 @@ ANSWERED = (
     case("401 without a code", "unauthorized_generic", "auth_rejected", SUSPECT),
     case("403 without a code", "forbidden_generic", "auth_rejected", SUSPECT),
     case("rate limit", "rate_limit_exceeded", "rate_limited", COOLING),
-    case("slow down", "slow_down", "rate_limited", COOLING),
+    case("slow down", "slow_down", "rate_limited", SLOWED),
     case("overload", "server_is_overloaded", "overloaded", OVERLOADED),
     case("overload after created", "server_is_overloaded", "overloaded", OVERLOADED, "after_created"),
     case("capacity as a 400", "capacity_400", "overloaded", OVERLOADED),

@@ -33,7 +33,7 @@ CASES = (
     Case("quota", presets["usage_limit_reached"], {"group:A": "exhausted"}),
     Case("quota without a status", presets["insufficient_quota"].but(omit_status=True), {"group:A": "exhausted"}),
     Case("failed by quota", presets["insufficient_quota"].but(do="failed"), {"group:A": "exhausted"}),
-    Case("rate limit", presets["rate_limit_exceeded"], {"credential:A": "cooling"}),
+    Case("rate limit", presets["rate_limit_exceeded"], {"group:A:sim-1": "cooling"}),
     Case("revoked key", presets["token_revoked"], {"credential:A": "revoked"}),
     Case("reset", Fault(do="reset"), {}),
     Case("close 1011", Fault(do="close", close_code=1011), {}),

@@ -20,8 +20,9 @@ async def two_nodes(house: House) -> tuple[Listeners, Listeners]:
     """Both hold the same pool; left to themselves, the first would go from A to B and the second from A to C."""
     pool = house.credentials()
     other = [replace(c, priority={"A": 0, "B": 2, "C": 1}[c.name]) for c in pool]
-    # neither shall hear of the other's health reports by a refresh: only the pin may tell it
-    return await house.node(refresh=60.0), await house.node(credentials=other, refresh=60.0)
+    # neither shall hear of the other's health reports: only the pin may tell it
+    deaf = {"refresh": 60.0, "hints": False}
+    return await house.node(**deaf), await house.node(credentials=other, **deaf)
 
 
 async def both_bound(house: House, one: Listeners, two: Listeners) -> tuple[SessionClient, SessionClient]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from broker.domain.credential import Credential
 from broker.edge.app import Listeners
 from broker.simulator import SessionClient
-from tests.scenarios.house import House, counted
+from tests.scenarios.house import House, counted, held_against
 
 POISON = "poison-5f2c"
 
@@ -157,10 +156,7 @@ async def test_a_refused_upgrade_is_the_credentials_own_doing(house: House) -> N
     assert house.sim.turns == [] and len(house.sim.handshakes) == 3
     assert usable_everywhere(house) == []
     for listeners in (one, two):
-        rows: dict[str, Any] = listeners.node.health.snapshot.rows
-        assert {subject: row.state.value for subject, row in rows.items()} == {
-            f"credential:{name}": "revoked" for name in "ABC"
-        }
+        assert held_against(listeners) == {f"credential:{name}": "revoked" for name in "ABC"}
     assert counted(one, "broker_turns_total", outcome="unserved") == 1
 
 

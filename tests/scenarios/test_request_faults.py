@@ -211,5 +211,5 @@ async def test_takes_a_refusal_for_the_requests_own_when_two_credentials_refuse_
     assert refused.error is not None and refused.problems == []
     assert refused.error["status"] == 403 and isinstance(refused.error["code"], str)
     assert [turn.credential for turn in scene.house.sim.turns] == ["A", "A", "B"], "C is not asked any more"
-    assert held_against(scene.node) == {"credential:A": "suspect", "credential:B": "suspect"}
+    assert held_against(scene.node) == {}, "what this request has said of A is taken back"
     assert (await scene.client.turn("harmless", incremental=False)).ok

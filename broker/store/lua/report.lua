@@ -1,67 +1,169 @@
--- report: what a health row becomes through a report; the same rule as `merge` in domain/health.py.
+-- report: what a health row becomes through a report; the rule of `merge` in domain/health.py, which says why.
 --
 -- KEYS[1] rows hash   KEYS[2] events stream
--- ARGV[1] subject     ARGV[2] state           ARGV[3] seconds it lasts   ARGV[4] until, told by the vendor ('': not told)
--- ARGV[5] because     ARGV[6] evidence        ARGV[7] version the reporter saw
--- ARGV[8] most seconds a block may last       ARGV[9] about how many events to keep
+-- ARGV[1] the report, a JSON object: subject, state, lasting, until (null: the vendor told none), because, evidence,
+--         version, at, began, at_most, soft, retracts, operator
+-- ARGV[2] the rule, a JSON object: max_block, max_level, calm, first_dwell, dwell_grows, longest_dwell, max_strikes,
+--         slowest_pace, fastest_pace, pace_of_block
+-- ARGV[3] about how many events to keep   ARGV[4] channel on which a change is told at once
 --
 -- Answers {row, now, changed '1' | '0'}. Times are seconds of this server's clock, with all digits of a double.
 
 local SEVERITY = {healthy = 0, suspect = 1, cooling = 2, exhausted = 3, revoked = 4, paused = 5}
+local MAX_TIME = 1e18
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
-local subject, state = ARGV[1], ARGV[2]
-local told = ARGV[4] ~= ''
-local stored = redis.call('HGET', KEYS[1], subject)
-local row = stored and cjson.decode(stored)
+local report, rule = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
+local told_until = report['until']
+if told_until == cjson.null then
+  told_until = nil
+end
+local stored = redis.call('HGET', KEYS[1], report.subject)
+local row = stored and cjson.decode(stored) or {
+  subject = report.subject, state = 'healthy', ['until'] = 0, since = 0, because = '', evidence = '', told = false,
+  soft = false, level = 0, strikes = 0, cleared = 0, returned = 0, pace = 0, trust = 0, version = 0,
+}
+
+local function blocking(state)
+  return SEVERITY[state] >= 2
+end
+
+local function holds()
+  return row['until'] == 0 or now < row['until']
+end
 
 -- by hand, because cjson would cut times to 14 digits
-local function encode(state, ends, since, because, evidence, told, version)
+local function encode(r)
   return string.format(
-    '{"subject":%s,"state":%s,"until":%.17g,"since":%.17g,"because":%s,"evidence":%s,"told":%s,"version":%d}',
-    cjson.encode(subject), cjson.encode(state), ends, since, cjson.encode(because), cjson.encode(evidence),
-    told and 'true' or 'false', version)
+    '{"subject":%s,"state":%s,"until":%.17g,"since":%.17g,"because":%s,"evidence":%s,"told":%s,"soft":%s,"level":%d,'
+      .. '"strikes":%d,"cleared":%.17g,"returned":%.17g,"pace":%.17g,"trust":%.17g,"version":%d}',
+    cjson.encode(r.subject), cjson.encode(r.state), r['until'], r.since, cjson.encode(r.because),
+    cjson.encode(r.evidence), tostring(r.told), tostring(r.soft), r.level, r.strikes, r.cleared, r.returned, r.pace,
+    r.trust, r.version)
 end
 
 local function stays()
-  return {stored or encode('healthy', 0, 0, '', '', false, 0), string.format('%.17g', now), '0'}
+  return {stored or encode(row), string.format('%.17g', now), '0'}
 end
 
-local function ends_at()
-  if state == 'paused' then
-    return told and tonumber(ARGV[4]) or 0
+local function becomes(changes)
+  local after = {}
+  for key, value in pairs(row) do
+    after[key] = value
   end
-  local wanted = told and tonumber(ARGV[4]) or now + tonumber(ARGV[3])
-  return math.min(math.max(wanted, now), now + tonumber(ARGV[8]))
-end
-
-local function becomes(ends, evidence, by_vendor)
-  local version = (row and row.version or 0) + 1
-  local encoded = encode(state, ends, now, ARGV[5], evidence, by_vendor, version)
-  redis.call('HSET', KEYS[1], subject, encoded)
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[9], '*', 'subject', subject, 'from', row and row.state or 'healthy',
-    'state', state, 'until', string.format('%.17g', ends), 'because', ARGV[5], 'evidence', evidence,
-    'version', tostring(version))
+  for key, value in pairs(changes) do
+    after[key] = value
+  end
+  after.since, after.version = now, row.version + 1
+  local encoded = encode(after)
+  redis.call('HSET', KEYS[1], report.subject, encoded)
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'subject', after.subject, 'from', row.state,
+    'state', after.state, 'until', string.format('%.17g', after['until']), 'since', string.format('%.17g', now),
+    'because', after.because, 'evidence', after.evidence, 'told', tostring(after.told), 'soft', tostring(after.soft),
+    'strikes', tostring(after.strikes), 'version', tostring(after.version))
+  redis.call('PUBLISH', ARGV[4], encoded)
   return {encoded, string.format('%.17g', now), '1'}
 end
 
-if state == 'healthy' then
-  if not row or row.state == 'paused' or row.version ~= tonumber(ARGV[7]) then
+local function retracted()
+  if row.state ~= 'suspect' or row.evidence ~= report.evidence then
     return stays()
   end
-  return becomes(0, '', false)
+  return becomes({state = 'healthy', ['until'] = 0, because = report.because, told = false, soft = false, level = 0})
 end
 
-local ends = ends_at()
-local row_ends = row and row['until']
-if row and (row_ends == 0 or now < row_ends) then
-  if SEVERITY[row.state] > SEVERITY[state] then
+local function recovered()
+  if row.state == 'healthy' or row.version ~= report.version then
     return stays()
   end
-  if row.state == state and (row_ends == 0 or (ends > 0 and row_ends >= ends)) then
+  if row.state == 'paused' and not report.operator then
     return stays()
   end
+  local was_out = blocking(row.state)
+  local on_trial = now < row.trust and not report.operator
+  if on_trial and not was_out and row['until'] >= row.trust then
+    return stays()
+  end
+  local pace, returned = row.pace, row.returned
+  if was_out then
+    pace = math.min(math.max((now - row.since) * rule.pace_of_block, rule.fastest_pace), rule.slowest_pace)
+    returned = now
+  end
+  return becomes({
+    state = on_trial and 'suspect' or 'healthy', ['until'] = on_trial and row.trust or 0, because = report.because,
+    evidence = report.evidence, told = false, soft = false, level = 0, cleared = now, returned = returned, pace = pace,
+  })
 end
--- a time that had to be cut is no longer the vendor's own
-return becomes(ends, ARGV[6], told and ends == tonumber(ARGV[4]))
+
+local function level_of()
+  if not blocking(row.state) then
+    return 0
+  end
+  local again = not holds() and report.began >= row['until']
+  return math.min(row.level + (again and 1 or 0), rule.max_level)
+end
+
+local function ends_at(level)
+  if report.state == 'paused' then
+    return told_until or 0, told_until ~= nil
+  end
+  if told_until then
+    return math.min(told_until, now + rule.max_block), told_until <= now + rule.max_block
+  end
+  local seen = report.at > 0 and math.min(report.at, now) or now
+  local lasting = report.lasting
+  if level > 0 then
+    lasting = math.min(lasting * 2 ^ level, math.max(lasting, report.at_most))
+  end
+  return math.min(seen + lasting, now + rule.max_block), false
+end
+
+-- 1, 0 or -1 as the report weighs more than the row, as much, or less
+local function weighs(ends, told)
+  local said = {SEVERITY[report.state], report.soft and 0 or 1, told and 1 or 0, ends == 0 and MAX_TIME or ends}
+  local known = {
+    SEVERITY[row.state], row.soft and 0 or 1, row.told and 1 or 0, row['until'] == 0 and MAX_TIME or row['until'],
+  }
+  for i = 1, 4 do
+    if said[i] ~= known[i] then
+      return said[i] > known[i] and 1 or -1
+    end
+  end
+  return 0
+end
+
+local function failed()
+  if report.began > 0 and report.began < row.cleared then
+    return stays()
+  end
+  local level = level_of()
+  local ends, told = ends_at(level)
+  if ends <= now and not (ends == 0 and report.state == 'paused') then
+    return stays()
+  end
+  if holds() then
+    if weighs(ends, told) <= 0 then
+      return stays()
+    end
+  elseif blocking(row.state) and not blocking(report.state) then
+    return stays()
+  end
+  local strikes, trust = row.strikes, row.trust
+  if blocking(report.state) and report.state ~= 'paused' then
+    if not blocking(row.state) then
+      local calm = row.state == 'healthy' and now - row.since >= rule.calm
+      strikes = calm and 1 or math.min(strikes + 1, rule.max_strikes)
+    end
+    trust = now + math.min(rule.first_dwell * rule.dwell_grows ^ math.max(strikes - 1, 0), rule.longest_dwell)
+  end
+  return becomes({
+    state = report.state, ['until'] = ends, because = report.because, evidence = report.evidence, told = told,
+    soft = report.soft, level = level, strikes = strikes, trust = trust,
+  })
+end
+
+if report.state == 'healthy' then
+  return report.retracts and retracted() or recovered()
+end
+return failed()
