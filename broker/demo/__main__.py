@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from broker.demo.show import CredentialLine, Screen, SessionLine
-from broker.domain.health import HealthState
+from broker.domain.health import AuthHealth, HealthState
 from broker.domain.session import derive_sid
 from broker.simulator import Fault, SessionClient, SimCredential, TurnResult
 from broker.stage import CLIENT_KEY, NodeProcess, Stage
 from broker.store.codec import Codec
 from broker.store.connection import Connection
-from broker.store.health import HealthStore
+from broker.store.health import HealthStore, Table
 from broker.store.sessions import SessionStore
 
 CREDENTIALS = (
@@ -148,9 +148,8 @@ class Demo:
     async def _until_reset(self, name: str) -> None:
         deadline = time.monotonic() + 15.0
         while time.monotonic() < deadline:
-            rows, now = await self._health.snapshot()
-            row = rows.get(f"group:{name}")
-            if row is None or not row.holds(now):
+            table = await self._health.table()
+            if not any(row.holds(table.now) for row in _about(table, name)):
                 return
             await asyncio.sleep(0.1)
 
@@ -175,15 +174,11 @@ class Demo:
         self.screen.sessions(lines)
 
     async def _pool(self, served: list[str]) -> list[CredentialLine]:
-        rows, now = await self._health.snapshot()
+        table = await self._health.table()
         pins = await self._pins()
         found = []
         for credential in CREDENTIALS:
-            states = [
-                rows[subject].state
-                for subject in (f"credential:{credential.name}", f"group:{credential.name}")
-                if subject in rows and rows[subject].holds(now)
-            ]
+            states = [row.state for row in _about(table, credential.name) if row.holds(table.now)]
             worst = max(states, key=lambda state: state.severity, default=HealthState.HEALTHY)
             name = credential.name
             found.append(CredentialLine(name, credential.boundary, worst.value, served.count(name), pins.count(name)))
@@ -219,6 +214,12 @@ class Demo:
         for result in failed:
             self.screen.console.print(result.problems, result.error)
         return kept
+
+
+def _about(table: Table, name: str) -> list[AuthHealth]:
+    """What is held against a credential, or the limit group that bears its name, whatever its secret's generation."""
+    wanted = (f"credential:{name}", f"group:{name}")
+    return [row for subject, row in table.rows.items() if subject.split("@")[0] in wanted]
 
 
 async def _main() -> int:
