@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from broker.domain.commands import Outcome
 from broker.domain.credential import Credential, Secret
@@ -227,15 +228,18 @@ class Node:
 
     async def _beat(self) -> None:
         while True:
-            load = {
-                "sockets": len(self.sockets),
-                "links": self.dialer.open_links,
-                "in_flight": +self.health.in_flight,
-                "bound": self._bound(),
-            }
             with contextlib.suppress(StoreUnavailable):
-                await self._nodes.beat(self.name, load)
+                await self._nodes.beat(self.name, self.load())
             await asyncio.sleep(BEAT_EVERY)
+
+    def load(self) -> dict[str, Any]:
+        """What other nodes and operators hear of this one: how much is open, and what runs on which credential."""
+        return {
+            "sockets": len(self.sockets),
+            "links": self.dialer.open_links,
+            "in_flight": +self.health.in_flight,
+            "bound": self._bound(),
+        }
 
     def _bound(self) -> Counter[str]:
         """Sessions with an open socket, by the credential that they are pinned to."""

@@ -22,6 +22,7 @@ from broker.domain.session import Session, derive_sid
 from broker.domain.turn import Policy
 from broker.edge.access import Tenant
 from broker.edge.app import Listeners
+from broker.edge.health import Placing
 from broker.edge.node import Node, StoreSettings
 from broker.edge.wiring import Bounds
 from broker.simulator import SessionClient, SimCredential, Simulator, TurnResult
@@ -94,6 +95,7 @@ class House:
         policy: Policy | None = None,
         url: str | None = None,
         alone: bool = False,
+        placing: Placing | None = None,
         **store: Any,
     ) -> Listeners:
         pool = list(credentials or self.credentials())
@@ -106,6 +108,7 @@ class House:
             bounds=bounds if self.passage else replace(bounds, tap=False),
             policy=policy,
             dial=DialSettings(connect=2.0, heartbeat=5.0),
+            placing=placing,
         )
         listeners = Listeners(node)
         await listeners.start(("127.0.0.1", 0), ("127.0.0.1", 0))
