@@ -28,23 +28,16 @@ READY_WITHIN = 20.0
 
 
 @dataclass
-class NodeProcess:
-    """One `broker serve` process on the stage."""
+class StageProcess:
+    """One process of the broker on the stage: what `broker COMMAND --config` runs."""
 
+    command: str
     name: str
     config: Path
-    port: int
     operations_port: int
     environ: Mapping[str, str]
     log: Path
     process: subprocess.Popen[bytes] | None = None
-    counted: dict[str, float] = field(default_factory=dict)
-    past: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def base_url(self) -> str:
-        """Where its clients connect to."""
-        return f"http://127.0.0.1:{self.port}/v1"
 
     @property
     def running(self) -> bool:
@@ -53,16 +46,34 @@ class NodeProcess:
 
     def launch(self) -> None:
         """Start the process; `Stage.ready` waits for it."""
-        self.process = _spawn(["serve", "--config", str(self.config)], self.environ, self.log)
+        self.process = _spawn([self.command, "--config", str(self.config)], self.environ, self.log)
 
     def kill(self) -> None:
         """SIGKILL: what was in its memory is gone."""
         if self.process is not None:
             self.process.kill()
             self.process.wait(5)
-            for key, value in self.counted.items():
-                self.past[key] = self.past.get(key, 0.0) + value
-            self.counted = {}
+
+
+@dataclass
+class NodeProcess(StageProcess):
+    """One node; `counted` is what its counters last said, `past` what those of its killed forerunners did."""
+
+    port: int = 0
+    counted: dict[str, float] = field(default_factory=dict)
+    past: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def base_url(self) -> str:
+        """Where its clients connect to."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def kill(self) -> None:
+        """SIGKILL: what was in its memory is gone."""
+        super().kill()
+        for key, value in self.counted.items():
+            self.past[key] = self.past.get(key, 0.0) + value
+        self.counted = {}
 
 
 def _spawn(arguments: Sequence[str], environ: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -91,15 +102,15 @@ class Stage:
         credentials: Sequence[SimCredential],
         *,
         nodes: int = 2,
-        worker: bool = True,
+        workers: int = 1,
         settings: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.credentials = list(credentials)
         self.sim = Simulator(self.credentials, **options)
         self.nodes: list[NodeProcess] = []
-        self.worker: subprocess.Popen[bytes] | None = None
-        self._count, self._with_worker = nodes, worker
+        self.workers: list[StageProcess] = []
+        self._count, self._workers = nodes, workers
         self._settings = dict(settings or {})
         self._folder = tempfile.TemporaryDirectory(prefix="session-broker-")
         self.folder = Path(self._folder.name)
@@ -111,23 +122,19 @@ class Stage:
         environ = {f"STAGE_SECRET_{c.name}": c.secret for c in self.credentials}
         for index in range(self._count):
             self.nodes.append(self._node(f"node-{index + 1}", environ))
-        for node in self.nodes:
-            node.launch()
-        if self._with_worker:
-            arguments = ["worker", "--config", str(self.nodes[0].config)]
-            self.worker = _spawn(arguments, environ, self.folder / "worker.log")
-        await asyncio.gather(*map(self.ready, self.nodes))
+        for index in range(self._workers):
+            self.workers.append(self._worker(f"worker-{index + 1}", environ))
+        for process in (*self.nodes, *self.workers):
+            process.launch()
+        await asyncio.gather(*map(self.ready, (*self.nodes, *self.workers)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for node in self.nodes:
-            if node.process is not None and node.running:
-                node.process.terminate()
-        if self.worker is not None:
-            self.worker.terminate()
-        for process in [*(node.process for node in self.nodes), self.worker]:
-            if process is not None:
-                await asyncio.to_thread(_end, process)
+        running = [each.process for each in (*self.nodes, *self.workers) if each.process is not None and each.running]
+        for process in running:
+            process.terminate()
+        for process in running:
+            await asyncio.to_thread(_end, process)
         await self.sim.stop()
         self.server.stop()
         self._folder.cleanup()
@@ -136,7 +143,16 @@ class Stage:
         port, operations_port = free_port(), free_port()
         config = self.folder / f"{name}.yaml"
         config.write_text(json.dumps(self._config(name, port, operations_port), indent=2))
-        return NodeProcess(name, config, port, operations_port, environ, self.folder / f"{name}.log")
+        log = self.folder / f"{name}.log"
+        return NodeProcess("serve", name, config, operations_port, environ, log, port=port)
+
+    def _worker(self, name: str, environ: Mapping[str, str]) -> StageProcess:
+        operations_port = free_port()
+        config = self.folder / f"{name}.yaml"
+        settings = self._config(name, free_port(), free_port())
+        settings["worker"] = {"operations_listen": f"127.0.0.1:{operations_port}"}
+        config.write_text(json.dumps(settings, indent=2))
+        return StageProcess("worker", name, config, operations_port, environ, self.folder / f"{name}.log")
 
     def _config(self, name: str, port: int, operations_port: int) -> dict[str, Any]:
         return {
@@ -160,8 +176,8 @@ class Stage:
             **self._settings,
         }
 
-    async def ready(self, node: NodeProcess) -> None:
-        """Wait until a node takes connections; bounded."""
+    async def ready(self, node: StageProcess) -> None:
+        """Wait until a process says that it is ready; bounded."""
         deadline = time.monotonic() + READY_WITHIN
         async with aiohttp.ClientSession() as http:
             while time.monotonic() < deadline:

@@ -266,11 +266,12 @@ class HealthBoard:
         return self._none(self._choose(wish).candidates, wish)
 
     def _none(self, candidates: Sequence[Candidate], wish: Wish) -> NonePlaced:
-        # why a credential is out although it was tried in this turn is written in its row
+        # why a credential is out although it was tried in this turn is written in its row; one that was not passed over
+        # had no slot left
         reasons = {
             c.verdict.row.state.value
             if c.passed_over == "tried" and c.verdict.row and not c.verdict.usable
-            else c.passed_over
+            else c.passed_over or "busy"
             for c in candidates
         }
         able = [c.credential for c in candidates if c.passed_over not in ("model", "boundary")]
