@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -60,12 +61,13 @@ A credential is NAME:SECRET:BOUNDARY; credentials of one boundary can read each 
 These are made-up secrets: never give it a real one.
 """
 _WORKER = """\
-Run the duties that belong to no request: probes of blocked credentials, the record of events, cleaning.
+Run the duties that belong to no request, such as probes and cleaning, until SIGTERM or SIGINT.
 
 example:
   broker worker --config broker.yaml
 
-Any number may run; one at a time does the work. It needs the Redis that the nodes use.
+Any number may run: what one must do alone is done by one at a time, and another takes over when that one ends or dies.
+It needs the Redis that the nodes use. Metrics, livez and readyz are on worker.operations_listen.
 """
 _MINT = """\
 Make a new client key. The key is shown once and kept nowhere; the digest goes into the configuration.
@@ -179,11 +181,13 @@ def _check_config(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from broker import logs
 
+    # it asks for a reload; one that comes before the node can do that is covered by its first look at the files
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config = _load(options.config)
     secrets = _resolve(config, options.config)
     logs.setup(config.log.level, config.log.format)
     if options.child is not None:
-        return _serve_child(config, secrets, options.child)
+        return _serve_child(options, config, secrets)
     if secrets.redis_url is not None:
         return _serve_all(options, config, secrets, secrets.redis_url)
     return _serve_embedded(options, config, secrets)
@@ -207,7 +211,7 @@ def _serve_embedded(options: argparse.Namespace, config: Config, secrets: Resolv
 def _serve_all(options: argparse.Namespace, config: Config, secrets: ResolvedSecrets, redis_url: Secret) -> int:
     if options.processes > 1:
         return _supervise(options, redis_url)
-    return _run_node(config, secrets, redis_url, reuse_port=False, process_index=0)
+    return _run_node(options, config, secrets, redis_url, reuse_port=False, process_index=0)
 
 
 def _supervise(options: argparse.Namespace, redis_url: Secret) -> int:
@@ -221,20 +225,29 @@ def _supervise(options: argparse.Namespace, redis_url: Secret) -> int:
         return Supervisor(command, options.processes, errand=redis_url.reveal().encode(), environ=environ).run()
 
 
-def _serve_child(config: Config, secrets: ResolvedSecrets, index: int) -> int:
+def _serve_child(options: argparse.Namespace, config: Config, secrets: ResolvedSecrets) -> int:
     """One of several processes; the address of Redis, which can hold a password, comes through standard input."""
     from broker.domain.credential import Secret
 
-    return _run_node(config, secrets, Secret(sys.stdin.read()), reuse_port=True, process_index=index)
+    redis_url = Secret(sys.stdin.read())
+    return _run_node(options, config, secrets, redis_url, reuse_port=True, process_index=options.child)
 
 
 def _run_node(
-    config: Config, secrets: ResolvedSecrets, redis_url: Secret, *, reuse_port: bool, process_index: int
+    options: argparse.Namespace,
+    config: Config,
+    secrets: ResolvedSecrets,
+    redis_url: Secret,
+    *,
+    reuse_port: bool,
+    process_index: int,
 ) -> int:
     from broker.edge.app import run_node
+    from broker.edge.reload import Source
 
+    source = Source(options.config, os.environ)
     try:
-        run_node(config, secrets, redis_url, reuse_port=reuse_port, process_index=process_index)
+        run_node(config, secrets, redis_url, source, reuse_port=reuse_port, process_index=process_index)
     except OSError as error:
         # An address that cannot be had is the operator's to change; anything else is a fault that needs its traceback.
         if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
@@ -266,7 +279,6 @@ def _simulate(options: argparse.Namespace) -> int:
 
 async def _simulate_until_told(listen: Address, credentials: Sequence[SimCredential]) -> None:
     import asyncio
-    import signal
 
     from broker.simulator.upstream import Simulator
 
@@ -285,6 +297,8 @@ async def _simulate_until_told(listen: Address, credentials: Sequence[SimCredent
 def _worker(options: argparse.Namespace) -> int:
     from broker import logs
 
+    # a signal that asks nodes to read their configuration anew must not end a worker
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config = _load(options.config)
     secrets = _resolve(config, options.config)
     logs.setup(config.log.level, config.log.format)
@@ -292,7 +306,12 @@ def _worker(options: argparse.Namespace) -> int:
         raise _Refused([f"{options.config}: redis_url: is missing; a worker needs the Redis that the nodes share"])
     from workers.__main__ import run
 
-    run(config, secrets, secrets.redis_url)
+    try:
+        run(config, secrets, secrets.redis_url)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+            raise
+        return _complain([f"{config.worker.operations_listen}: cannot listen: {error.strerror}"], FAILED)
     return OK
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from broker.config import Config, ConfigError, CredentialConfig, load, resolve_secrets
+from broker.config.pool import pool
+from broker.domain.credential import Credential, Secret
 
 DIGEST = "sha256:" + "ab" * 32
 OTHER_DIGEST = "sha256:" + "cd" * 32
@@ -368,3 +370,67 @@ def test_encryption_key_of_another_length_is_refused(tmp_path: Path, written: st
     config = read(tmp_path, MINIMAL + "session: {encryption_key_env: KEY}\n")
     with pytest.raises(ConfigError, match="32 bytes"):
         resolve_secrets(config, {"RED_KEY": "k", "KEY": written})
+
+
+def test_the_worker_has_a_listener_of_its_own_and_a_lease(tmp_path: Path) -> None:
+    config = read(tmp_path, MINIMAL)
+    assert (str(config.worker.operations_listen), config.worker.lease) == ("127.0.0.1:9091", 6.0)
+    config = read(tmp_path, f"{MINIMAL}worker: {{operations_listen: '0.0.0.0:7000', lease: 10s}}\n")
+    assert (str(config.worker.operations_listen), config.worker.lease) == ("0.0.0.0:7000", 10.0)
+
+
+@pytest.mark.parametrize("taken", ["127.0.0.1:8080", "127.0.0.1:9090"])
+def test_the_workers_listener_is_none_of_a_nodes(tmp_path: Path, taken: str) -> None:
+    (line,) = findings(tmp_path, f"{MINIMAL}worker: {{operations_listen: '{taken}'}}\n")
+    assert line.startswith("broker.yaml:6: worker.operations_listen: is the same address as ") and taken in line
+    read(tmp_path, f"{MINIMAL}listen: 127.0.0.1:9091\n")  # a node alone may have the worker's default
+
+
+@pytest.mark.parametrize("written", ["500ms", "2m", "6 seconds", "0"])
+def test_a_lease_that_is_too_short_or_too_long_is_refused(tmp_path: Path, written: str) -> None:
+    (line,) = findings(tmp_path, f"{MINIMAL}worker: {{lease: {written}}}\n")
+    assert "worker.lease: found" in line and "from 1 to 60 seconds" in line
+
+
+@pytest.mark.parametrize("kind", ["auto", "models", "warmup", "response", "off"])
+def test_a_credential_says_how_it_is_probed(tmp_path: Path, kind: str) -> None:
+    item = credential(tmp_path, f"vendor: openai, secret_env: K, probe: {{kind: {kind}, model: m-small}}")
+    assert (item.probe.kind, item.probe.model) == (kind, "m-small")
+    default = credential(tmp_path, "vendor: openai, secret_env: K").probe
+    assert (default.kind, default.model) == ("auto", "")
+
+
+@pytest.mark.parametrize("written", ["true", "always", "1", "on", "[off]"])
+def test_a_kind_of_probe_that_is_none_is_refused(tmp_path: Path, written: str) -> None:
+    lines = findings(
+        tmp_path, f"{TENANTS}credentials:\n  - {{name: red, vendor: xai, secret_env: K, probe: {{kind: {written}}}}}\n"
+    )
+    assert lines == [line for line in lines if "probe.kind" in line] and "auto, models, warmup" in lines[0]
+
+
+def test_the_pool_holds_every_credential_with_all_that_is_configured(tmp_path: Path) -> None:
+    text = """
+  - {name: red, vendor: openai, secret_env: RED, models: [b, a], aliases: {c: b}, weight: 2, priority: 3,
+     limit_group: g, boundary: org, max_age: 5m, max_in_flight: 7, headers: {X-A: b}, probe: {kind: models}}
+  - {name: blue, vendor: xai, secret_env: BLUE, probe: {model: p}}
+"""
+    config = read(tmp_path, f"{TENANTS}credentials:{text}")
+    red, blue = pool(config, resolve_secrets(config, {"RED": "sk-red", "BLUE": "sk-blue"}))
+    assert red == Credential(
+        "red",
+        "https://api.openai.com/v1",
+        Secret("sk-red"),
+        vendor="openai",
+        models=frozenset("ab"),
+        aliases={"c": "b"},
+        headers={"X-A": "b"},
+        weight=2.0,
+        priority=3,
+        limit_group="g",
+        boundary="org",
+        max_age=300.0,
+        max_in_flight=7,
+        probe_kind="models",
+        probe_model="b",
+    )
+    assert (blue.name, blue.secret, blue.probe_kind, blue.probe_model) == ("blue", Secret("sk-blue"), "auto", "p")

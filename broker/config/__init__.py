@@ -17,12 +17,16 @@ from broker.config.schema import (
     CredentialConfig,
     LimitsConfig,
     LogConfig,
+    ProbeConfig,
+    SelectionConfig,
     SessionConfig,
     StoreConfig,
     TenantConfig,
     TurnConfig,
+    WebhookConfig,
+    WorkerConfig,
 )
-from broker.config.secret_sources import ResolvedSecrets, resolve_secrets
+from broker.config.secret_sources import ResolvedSecrets, WebhookSecrets, resolve_secrets
 from broker.config.units import Address
 
 __all__ = [
@@ -33,11 +37,16 @@ __all__ = [
     "Finding",
     "LimitsConfig",
     "LogConfig",
+    "ProbeConfig",
     "ResolvedSecrets",
+    "SelectionConfig",
     "SessionConfig",
     "StoreConfig",
     "TenantConfig",
     "TurnConfig",
+    "WebhookConfig",
+    "WebhookSecrets",
+    "WorkerConfig",
     "load",
     "resolve_secrets",
 ]

@@ -13,6 +13,7 @@ from broker.config.schema import (
     SessionConfig,
     TenantConfig,
     TurnConfig,
+    WebhookConfig,
 )
 from broker.config.units import HEADER_NAME
 
@@ -46,6 +47,19 @@ def _secret_source(draft: Draft) -> Iterator[Finding]:
     if not any(draft.given(name) for name in names):
         yield draft.fault("secret_env", "is missing: name the variable or, as secret_file, the file with the secret")
     yield from _at_most_one(draft, names)
+
+
+def _webhook_url(draft: Draft) -> Iterator[Finding]:
+    names = ("url", "url_env", "url_file")
+    if not any(draft.given(name) for name in names):
+        yield draft.fault("url", "is missing: give it here, or name its variable as url_env or its file as url_file")
+    yield from _at_most_one(draft, names)
+
+
+def _states(draft: Draft) -> Iterator[Finding]:
+    states = draft.get("states", ())
+    if len(set(states)) != len(states):
+        yield draft.fault("states", "must name each state once")
 
 
 def _base_url(draft: Draft) -> Iterator[Finding]:
@@ -108,6 +122,16 @@ def _listeners(draft: Draft) -> Iterator[Finding]:
         yield draft.fault("operations_listen", f"is the same address as listen, {listen}")
 
 
+def _worker_listener(draft: Draft) -> Iterator[Finding]:
+    worker = draft.get("worker")
+    if worker is None or not worker.given("operations_listen"):
+        return
+    listen = worker.effective("operations_listen")
+    for name in ("listen", "operations_listen"):
+        if listen.port != 0 and listen == draft.effective(name):
+            yield worker.fault("operations_listen", f"is the same address as {name} of a node, {listen}")
+
+
 def _aliases(draft: Draft) -> Iterator[Finding]:
     if "" in draft.get("aliases", {}):
         yield draft.fault("aliases", "a model's name must not be empty")
@@ -128,8 +152,10 @@ _RULES: dict[type, tuple[Callable[[Draft], Iterator[Finding]], ...]] = {
         partial(_not_empty, name="credentials"),
         partial(_unique_names, of="tenants"),
         partial(_unique_names, of="credentials"),
+        partial(_unique_names, of="webhooks"),
         _unique_keys,
         _listeners,
+        _worker_listener,
     ),
     TenantConfig: (partial(_not_empty, name="keys"),),
     CredentialConfig: (
@@ -142,4 +168,10 @@ _RULES: dict[type, tuple[Callable[[Draft], Iterator[Finding]], ...]] = {
     ),
     SessionConfig: (partial(_at_most_one, names=("encryption_key_env", "encryption_key_file")),),
     TurnConfig: (_connect_within_placing,),
+    WebhookConfig: (
+        _webhook_url,
+        partial(_at_most_one, names=("secret_env", "secret_file")),
+        _states,
+        partial(_not_empty, name="states"),
+    ),
 }

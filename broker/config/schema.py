@@ -20,15 +20,19 @@ from broker.config.units import (
     HttpUrl,
     Listen,
     Name,
+    ProbeKind,
     RedisUrl,
     Seconds,
     Text,
     Tier,
+    WebhookUrl,
     Weight,
+    WorkerLease,
 )
 
 Vendor = Literal["openai", "azure", "xai", "vercel", "custom"]
 Transport = Literal["websocket", "http"]
+BadState = Literal["suspect", "cooling", "exhausted", "revoked", "paused"]
 
 # Azure and custom endpoints have an address of their own, so they must name it.
 BASE_URLS: Mapping[str, str] = {
@@ -49,6 +53,13 @@ class TenantConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     max_sockets: CountOrNone = 0  # client sockets per process; 0 = only limits.max_sockets counts
 
 
+class ProbeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a worker finds out whether a blocked credential serves again."""
+
+    kind: ProbeKind = "auto"  # auto = by vendor: a warm-up for openai and azure, else the shortest response
+    model: Text = ""  # what to ask for; default: the first of models, and without any the list of models is asked for
+
+
 class CredentialConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One upstream identity. After loading, base_url, limit_group, boundary and max_age are always filled."""
 
@@ -65,8 +76,9 @@ class CredentialConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     boundary: Name = ""  # credentials that read each other's encrypted reasoning; default = limit_group
     transports: tuple[Transport, ...] = ("websocket",)  # what the endpoint speaks, the preferred one first
     max_age: Seconds = 0.0  # of an upstream socket; default openai, azure, custom 55m, xai 18m, vercel 12m
-    max_in_flight: CountOrNone = 0  # turns at once per process; 0 = no cap
+    max_in_flight: CountOrNone = 0  # turns at once, of all nodes together; 0 = no cap
     headers: Mapping[str, HeaderValue] = field(default_factory=dict)  # extra static headers; never authorization
+    probe: ProbeConfig = ProbeConfig()
 
     def __post_init__(self) -> None:
         """Fill what the vendor or another field decides, wherever the record is made."""
@@ -100,6 +112,14 @@ class TurnConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     placing: Seconds = 30.0  # 30s within which a turn may still be placed anew
     placements: Count = 3  # placements at most
     connect: Seconds = 5.0  # 5s to open an upstream connection
+    wait: Seconds = 10.0  # 10s for a credential that is busy, cooling for a moment, or just coming back
+
+
+class SelectionConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which credential takes a new session, among those of the best tier that are equally healthy."""
+
+    # the less loaded of two | drawn by weight | in turns | the first until it is full | by the session
+    strategy: Literal["least_loaded", "weighted", "round_robin", "fill_first", "stable_hash"] = "least_loaded"
 
 
 class LimitsConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -124,6 +144,26 @@ class StoreConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     refresh: Seconds = 1.0  # 1s between refreshes of the health snapshot
 
 
+class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The process that does what belongs to no request."""
+
+    operations_listen: Listen = Address("127.0.0.1", 9091)  # its metrics, livez, readyz; never public
+    lease: WorkerLease = 6.0  # 6s after which another worker takes over from one that was killed
+
+
+class WebhookConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where workers tell changes of health to."""
+
+    name: Name
+    url: WebhookUrl | None = None  # exactly one of: the address, unless it is a secret as Slack's are,
+    url_env: EnvName | None = None  # the variable that holds it,
+    url_file: FilePath | None = None  # or the file that holds it
+    secret_env: EnvName | None = None  # at most one of: the variable that holds the secret for signatures,
+    secret_file: FilePath | None = None  # or its file; neither = not signed
+    states: tuple[BadState, ...] = ("revoked", "exhausted")  # who comes into one of these, or leaves it, is told
+    per_minute: Count = 30  # changes told in one minute; of more only how many
+
+
 class LogConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is written to standard error."""
 
@@ -145,6 +185,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     credentials: tuple[CredentialConfig, ...]  # at least one
     session: SessionConfig = SessionConfig()
     turn: TurnConfig = TurnConfig()
+    selection: SelectionConfig = SelectionConfig()
     limits: LimitsConfig = LimitsConfig()
     store: StoreConfig = StoreConfig()
+    worker: WorkerConfig = WorkerConfig()
+    webhooks: tuple[WebhookConfig, ...] = ()
     log: LogConfig = LogConfig()

@@ -5,17 +5,25 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker.config.binding import Finding
 from broker.config.failure import ConfigError
-from broker.config.schema import Config
-from broker.config.units import parse_redis_url
+from broker.config.schema import Config, WebhookConfig
+from broker.config.units import parse_redis_url, parse_webhook_url
 from broker.domain.credential import Secret
 
 # More than any vendor's key; a file beyond it is the wrong file.
 _LONGEST_SECRET = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSecrets:
+    """The address of a webhook, and the secret its posts are signed with, None when they are not."""
+
+    url: Secret
+    signing: Secret | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,7 @@ class ResolvedSecrets:
     credentials: Mapping[str, Secret]
     encryption_key: Secret | None
     redis_url: Secret | None
+    webhooks: Mapping[str, WebhookSecrets] = field(default_factory=dict)
 
     def encryption_key_bytes(self) -> bytes | None:
         """The 32 bytes of the transcript key, or None when transcripts are not encrypted."""
@@ -43,9 +52,14 @@ def resolve_secrets(config: Config, environ: Mapping[str, str], *, source: str =
     path = "session.encryption_key"
     key = reader.key(path, reader.read(path, session.encryption_key_env, session.encryption_key_file))
     url = config.redis_url or reader.url(reader.read("redis_url", config.redis_url_env, config.redis_url_file))
+    webhooks = {
+        item.name: secrets
+        for i, item in enumerate(config.webhooks)
+        if (secrets := reader.webhook(f"webhooks[{i}]", item)) is not None
+    }
     if reader.findings:
         raise ConfigError(source, reader.findings)
-    return ResolvedSecrets(credentials, key, url)
+    return ResolvedSecrets(credentials, key, url, webhooks)
 
 
 class _Reader:
@@ -109,6 +123,17 @@ class _Reader:
             return parse_redis_url(secret.reveal())
         except ValueError:
             self._fault("redis_url", "is not a redis://, rediss:// or unix:// address")
+            return None
+
+    def webhook(self, path: str, item: WebhookConfig) -> WebhookSecrets | None:
+        url = item.url or self.read(f"{path}.url", item.url_env, item.url_file)
+        signing = self.read(f"{path}.secret", item.secret_env, item.secret_file)
+        if url is None:
+            return None
+        try:
+            return WebhookSecrets(parse_webhook_url(url.reveal()), signing)
+        except ValueError:
+            self._fault(f"{path}.url", "is not an http:// or https:// address without user, password or '#'")
             return None
 
     def _fault(self, path: str, message: str) -> None:

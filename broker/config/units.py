@@ -62,6 +62,23 @@ def _whole(value: Any, least: int, most: int) -> int:
     return value
 
 
+def _between(value: float, least: float, most: float) -> float:
+    if not least <= value <= most:
+        raise ValueError
+    return value
+
+
+PROBE_KINDS = ("auto", "models", "warmup", "response", "off")
+
+
+def _probe_kind(value: Any) -> str:
+    if value is False:
+        return "off"  # as YAML reads that word
+    if value not in PROBE_KINDS:
+        raise ValueError
+    return str(value)
+
+
 def _number_above_zero(value: Any) -> float:
     if not _is_number(value) or value <= 0:
         raise ValueError
@@ -89,6 +106,15 @@ def _http_url(value: Any) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.fragment:
         raise ValueError
     return parts._replace(path=parts.path.rstrip("/")).geturl()
+
+
+def parse_webhook_url(value: Any) -> Secret:
+    """The address of a webhook, as it is; a Secret because whoever has it may post there."""
+    parts = urlsplit(_printable(value))
+    _ = parts.port
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.fragment:
+        raise ValueError
+    return Secret(str(value))
 
 
 def parse_redis_url(value: Any) -> Secret:
@@ -129,6 +155,10 @@ HEADER_NAME = Kind("a header's name", _matching(_HEADER_NAME))
 Seconds = Annotated[
     float, Kind("a duration above 0 and up to 30 days, such as '90s', '5m', '1h', '250ms' or seconds", parse_duration)
 ]
+ProbeKind = Annotated[str, Kind(f"one of {', '.join(PROBE_KINDS)}", _probe_kind)]
+WorkerLease = Annotated[
+    float, Kind("a duration from 1 to 60 seconds, such as '6s'", lambda value: _between(parse_duration(value), 1, 60))
+]
 Bytes = Annotated[int, Kind("a size of at least one byte, such as '16MiB', '256KiB' or bytes", parse_size)]
 Count = Annotated[int, Kind("a whole number of at least 1", lambda value: _whole(value, 1, 10**9))]
 CountOrNone = Annotated[int, Kind("a whole number of at least 0", lambda value: _whole(value, 0, 10**9))]
@@ -139,6 +169,10 @@ Text = Annotated[str, Kind("a text without line breaks", _printable)]
 HttpUrl = Annotated[str, Kind("an http:// or https:// address without user, password or '#'", _http_url, private=True)]
 RedisUrl = Annotated[
     Secret, Kind("a redis://, rediss:// or unix:// address (its value is not shown)", parse_redis_url, private=True)
+]
+WebhookUrl = Annotated[
+    Secret,
+    Kind("an http:// or https:// address without user, password or '#' (not shown)", parse_webhook_url, private=True),
 ]
 EnvName = Annotated[
     str,

@@ -74,6 +74,11 @@ class Credential:
         told = hashlib.sha256(f"generation\0{self.name}\0{self.secret.reveal()}".encode()).hexdigest()[:8]
         object.__setattr__(self, "generation", told)
 
+    @property
+    def key(self) -> str:
+        """What tells it apart from all others, and from itself with another secret."""
+        return f"{self.name}@{self.generation}"
+
     def serves(self, model: str) -> bool:
         """Whether this credential may be asked for `model` (an unnamed model is the vendor's to refuse)."""
         return not self.models or not model or model in self.models or model in self.aliases

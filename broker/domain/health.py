@@ -121,7 +121,7 @@ class HealthReport(msgspec.Struct, frozen=True):
 
 def credential_subject(credential: Credential) -> str:
     """The row of one credential with its present secret: a rotated key starts clean."""
-    return f"credential:{credential.name}@{credential.generation}"
+    return f"credential:{credential.key}"
 
 
 def pause_subject(credential: Credential) -> str:
@@ -141,7 +141,7 @@ def rate_subject(credential: Credential, model: str) -> str:
 
 def model_subject(credential: Credential, model: str) -> str:
     """The row of one credential with one model."""
-    return f"model:{credential.name}@{credential.generation}:{model}"
+    return f"model:{credential.key}:{model}"
 
 
 def endpoint_subject(credential: Credential) -> str:
@@ -152,7 +152,7 @@ def endpoint_subject(credential: Credential) -> str:
 def limits_of(credential: Credential) -> str:
     """The name of what shares its quota; one that shares it with nobody gets another quota with another secret."""
     group = credential.limit_group or credential.name
-    return f"{group}@{credential.generation}" if group == credential.name else group
+    return credential.key if group == credential.name else group
 
 
 # --- what a report makes of a row ---

@@ -73,7 +73,7 @@ def _who(row: AuthHealth, pool: Sequence[Credential]) -> Iterable[Probe]:
                 yield Probe(row, credential, "")
             elif about.startswith(f"{group}:") and credential.serves(about[len(group) + 1 :]):
                 yield Probe(row, credential, about[len(group) + 1 :])
-        elif about.startswith(f"{credential.name}@{credential.generation}:"):
+        elif about.startswith(f"{credential.key}:"):
             yield Probe(row, credential, about.split(":", 1)[1])
 
 

@@ -6,22 +6,29 @@ import asyncio
 import logging
 import math
 import signal
+import time
 from collections.abc import Mapping
 
+import msgspec
 import orjson
 import uvloop
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from broker.config import Config, CredentialConfig, ResolvedSecrets, TenantConfig
+from broker.config import Config, ResolvedSecrets, TenantConfig
+from broker.config.pool import pool
 from broker.domain import errors
 from broker.domain.credential import Credential, Secret
 from broker.domain.errors import ErrorReply
 from broker.domain.frames import COMPILED
+from broker.domain.selection import Strategy, Wish
+from broker.domain.session import derive_sid
 from broker.domain.turn import Policy
 from broker.edge.access import Tenant
 from broker.edge.collector import Collector
+from broker.edge.health import Placing
 from broker.edge.node import Node, StoreSettings
+from broker.edge.reload import Reloader, Source
 from broker.edge.websocket import ClientSocket
 from broker.edge.wiring import Bounds
 from broker.store.connection import StoreUnavailable
@@ -57,6 +64,7 @@ def operations_app(node: Node) -> web.Application:
     app.router.add_get("/livez", _livez)
     app.router.add_get("/readyz", _readyz)
     app.router.add_get("/metrics", _metrics)
+    app.router.add_get("/explain", _explain)
     return app
 
 
@@ -177,6 +185,8 @@ async def _readyz(request: web.Request) -> web.Response:
         "journal": len(node.journal),
         "credentials_usable": usable,
         "credentials": len(node.health.pool),
+        "config": node.config_digest,
+        "config_since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(node.adopted_at)),
         "sockets": len(node.sockets),
     }
     return web.json_response(detail, status=200 if node.ready else 503)
@@ -188,16 +198,37 @@ async def _metrics(request: web.Request) -> web.Response:
     return web.Response(body=node.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
+async def _explain(request: web.Request) -> web.Response:
+    """Which credential a turn would be placed on here and now, and of every other one why it was passed over.
+
+    Query: `model` (any), `session` and `tenant` (for a session that exists).
+    """
+    node, query = request.app[NODE], request.query
+    pin = None
+    if name := query.get("session"):
+        sid = derive_sid(query.get("tenant", ""), name)
+        try:
+            session = await node.store.load(sid)
+        except StoreUnavailable:
+            return web.json_response({"error": "the store is away, and only it knows the session"}, status=503)
+        if session is None:
+            return web.json_response({"error": "no such session of this tenant"}, status=404)
+        pin = session.pin
+    wish = Wish(query.get("model", ""), pin.credential if pin is not None else None, session=name or "")
+    candidates = [msgspec.to_builtins(told) for told in node.health.explain(wish)]
+    return web.json_response({"model": wish.model, "pinned": wish.preferred, "candidates": candidates})
+
+
 # --- from the configuration to a running node -----------------------------------------------------------------------
 
 
 def build_node(config: Config, secrets: ResolvedSecrets, redis_url: Secret, *, process_index: int = 0) -> Node:
     """A node as configured; every room gets values, none reads the environment."""
     session, turn, limits, store = config.session, config.turn, config.limits, config.store
-    credentials = [_credential(item, secrets) for item in config.credentials]
+    credentials, tenants = taken_over(config, secrets)
     return Node(
         config.node if process_index == 0 else f"{config.node}-{process_index}",
-        tenants=[_tenant(item) for item in config.tenants],
+        tenants=tenants,
         credentials=credentials,
         store=StoreSettings(
             url=redis_url.reveal(),
@@ -224,30 +255,18 @@ def build_node(config: Config, secrets: ResolvedSecrets, redis_url: Secret, *, p
             transcript=session.transcript,
         ),
         dial=DialSettings(turn.connect, limits.max_upstream_frame, limits.heartbeat),
+        placing=Placing(Strategy(config.selection.strategy), turn.wait),
     )
+
+
+def taken_over(config: Config, secrets: ResolvedSecrets) -> tuple[list[Credential], list[Tenant]]:
+    """What of a configuration a node takes over while it serves."""
+    return pool(config, secrets), [_tenant(item) for item in config.tenants]
 
 
 def _tenant(item: TenantConfig) -> Tenant:
     digests = tuple(bytes.fromhex(str(key).removeprefix("sha256:")) for key in item.keys)
     return Tenant(item.name, digests, item.transcript, item.max_sockets)
-
-
-def _credential(item: CredentialConfig, secrets: ResolvedSecrets) -> Credential:
-    return Credential(
-        name=item.name,
-        base_url=item.base_url,
-        secret=secrets.credentials[item.name],
-        vendor=item.vendor,
-        models=frozenset(item.models),
-        aliases=item.aliases,
-        headers=item.headers,
-        weight=item.weight,
-        priority=item.priority,
-        limit_group=item.limit_group,
-        boundary=item.boundary,
-        max_age=item.max_age,
-        max_in_flight=item.max_in_flight,
-    )
 
 
 class Listeners:
@@ -282,30 +301,36 @@ class Listeners:
 
 
 def run_node(
-    config: Config, secrets: ResolvedSecrets, redis_url: Secret, *, reuse_port: bool, process_index: int
+    config: Config, secrets: ResolvedSecrets, redis_url: Secret, source: Source, *, reuse_port: bool, process_index: int
 ) -> None:
-    """Serve until SIGTERM or SIGINT; blocks."""
-    uvloop.run(_run_node(config, secrets, redis_url, reuse_port=reuse_port, process_index=process_index))
+    """Serve until SIGTERM or SIGINT, and follow `source`, at once with SIGHUP; blocks."""
+    uvloop.run(_run_node(config, secrets, redis_url, source, reuse_port=reuse_port, process_index=process_index))
 
 
 async def _run_node(
-    config: Config, secrets: ResolvedSecrets, redis_url: Secret, *, reuse_port: bool, process_index: int
+    config: Config, secrets: ResolvedSecrets, redis_url: Secret, source: Source, *, reuse_port: bool, process_index: int
 ) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
     listeners = Listeners(build_node(config, secrets, redis_url, process_index=process_index))
+    reloader = Reloader(listeners.node, (config, secrets), source, taken_over)
+    loop.add_signal_handler(signal.SIGHUP, reloader.ask)
     clients, operations = config.listen, config.operations_listen
     try:
         await listeners.start((clients.host, clients.port), (operations.host, operations.port), reuse_port=reuse_port)
         node = listeners.node
         collector = Collector(lambda: node.opened, lambda: node.opened - len(node.sockets), lambda: node.busy)
         collector.start()
-        tuning = asyncio.create_task(collector.run(), name="collector")
+        duties = [
+            asyncio.create_task(collector.run(), name="collector"),
+            asyncio.create_task(reloader.run(), name="reload"),
+        ]
         log.info("ready", extra={"node": node.name, "frames": "compiled" if COMPILED else "in Python"})
         await stopping.wait()
-        tuning.cancel()
+        for duty in duties:
+            duty.cancel()
         log.info("stopping", extra={"node": listeners.node.name})
     finally:
         await listeners.stop()

@@ -245,7 +245,9 @@ class HealthBoard:
     def _hopeful(self, candidates: Sequence[Candidate]) -> bool:
         """Whether one of them will probably serve in a moment; asks for the licence of who may be tried."""
         now = self.now()
-        return any([self._promises(candidate, now) for candidate in candidates])
+        # all of them are asked, for whoever is tried first may fail
+        promising = [self._promises(candidate, now) for candidate in candidates]
+        return any(promising)
 
     def _promises(self, candidate: Candidate, now: float) -> bool:
         why, row = candidate.passed_over, candidate.verdict.row
@@ -285,13 +287,13 @@ class HealthBoard:
     ) -> None:
         """Report a failure, as far as it says something about the credential; `began` as `now` was at its placement."""
         if failure.row.effect is Effect.SUSPECT_BY_STREAK and not failure.orderly:
-            self._streaks[credential.name] += 1
+            self._streaks[credential.key] += 1
         report = blame(
             failure,
             credential,
             model,
             confirmed=confirmed,
-            streak=self._streaks[credential.name],
+            streak=self._streaks[credential.key],
             evidence=evidence,
             began=began,
             now=self.now(),
@@ -307,7 +309,7 @@ class HealthBoard:
 
     def absolve(self, credential: Credential, disproved: Sequence[AuthHealth], evidence: str = "") -> None:
         """A turn of this credential is served; nothing is reported unless something was held against it."""
-        self._streaks.pop(credential.name, None)
+        self._streaks.pop(credential.key, None)
         for row in disproved:
             self._disprove(row, "served", evidence)
 
@@ -417,6 +419,7 @@ class HealthBoard:
             table = await self._store.table()
         except StoreUnavailable as error:
             self._metrics.store_errors.inc(error.reason)
+            self._show()
             return
         self._offset = table.now - time.monotonic()
         # a row that is about to be told, or could not be, or was heard of meanwhile, is newer here
@@ -475,7 +478,10 @@ class HealthBoard:
     async def _keep_fresh(self) -> None:
         while True:
             await asyncio.sleep(self._refresh * (0.8 + 0.4 * self._chance.random()))
-            await self.refresh()
+            try:
+                await self.refresh()
+            except Exception as error:  # noqa: BLE001 - a node that no longer looks would be worse off than one that errs
+                log.error("the health table could not be taken over", extra={"kind": type(error).__name__})
 
     def _show(self) -> None:
         now = self.now()

@@ -59,19 +59,20 @@ class Links:
         """A fresh link of `credential`, which takes the place of the one there is. Raises `Refused`."""
         if self._host is NOBODY:
             raise Refused(Failure(FailureKind.TRANSPORT_LOST, code="client_left", orderly=True))
-        dial = self._dials.get(credential.name)
+        # a dial with an old secret is no use to who was given the new one
+        dial = self._dials.get(credential.key)
         if dial is None:
             # lanes that need the same socket wait for one dial, and hear of its refusal together
             dial = asyncio.create_task(self._replace(credential), name=f"dial:{credential.name}")
-            self._dials[credential.name] = dial
-            dial.add_done_callback(lambda done: self._dialled(credential.name, done))
+            self._dials[credential.key] = dial
+            dial.add_done_callback(lambda done: self._dialled(credential.key, done))
         try:
             return await asyncio.shield(dial)
         finally:
             del dial  # its exception holds this frame, and shall not be held by it
 
-    def _dialled(self, name: str, dial: asyncio.Task[Link]) -> None:
-        del self._dials[name]
+    def _dialled(self, key: str, dial: asyncio.Task[Link]) -> None:
+        del self._dials[key]
         if not dial.cancelled():
             dial.exception()  # whoever waited was told; where nobody did, there is nobody to tell
 

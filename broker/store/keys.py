@@ -12,6 +12,13 @@
 | `sb:h:{health}:limits` | hash   | limit group -> what its vendor said about its limits            | TTL, one day     |
 | `sb:h:{health}:licence:<subject>` | string | token of the one who may try it                      | TTL, seconds     |
 | `sb:h:{health}:slots:<credential>` | hash | node -> how many turns it may run at once             | TTL, seconds     |
+| `sb:h:{health}:recorder` | hash | how many events recorders were given, and how many they missed  | TTL, 30 days     |
+| `sb:h:{health}:timeline:<subject>` | zset | the newest events of one subject                      | TTL, seven days  |
+| `sb:h:{health}:counts` | hash   | `<state> <subject>` -> how often it came to that                | TTL, 30 days     |
+| `sb:h:{health}:owed:<hook>` | zset | id -> when a webhook is to be told of it (ms)                | TTL, one day     |
+| `sb:h:{health}:owed:<hook>:events` | hash | id -> the event                                       | TTL, one day     |
+| `sb:h:{health}:pace:<hook>` | hash | how much a webhook was told of late, and what was left out   | TTL, one day     |
+| `sb:h:{health}:told:<hook>:<id>` | string | token of who is telling it, or `done`                 | TTL, one day     |
 | `sb:n:{nodes}`         | hash   | node -> heartbeat                                               | permanent, swept |
 | `sb:w:{workers}:lease:<name>` | string | token of the worker that does it alone                   | TTL, seconds     |
 
@@ -70,6 +77,36 @@ def health_licence(subject: str) -> str:
 def health_slots(credential: str) -> str:
     """How many turns each node may run at once on a credential with a cap."""
     return f"sb:h:{{health}}:slots:{credential}"
+
+
+def health_recorder() -> str:
+    """How far the recorders have come in the audit stream."""
+    return "sb:h:{health}:recorder"
+
+
+def health_timeline(subject: str) -> str:
+    """What happened to one subject lately."""
+    return f"sb:h:{{health}}:timeline:{subject}"
+
+
+def health_counts() -> str:
+    """How often which subject came into which state."""
+    return "sb:h:{health}:counts"
+
+
+def health_owed(hook: str) -> tuple[str, str]:
+    """What one webhook is to be told: when, and what."""
+    return f"sb:h:{{health}}:owed:{hook}", f"sb:h:{{health}}:owed:{hook}:events"
+
+
+def health_pace(hook: str) -> str:
+    """How much one webhook was told of late."""
+    return f"sb:h:{{health}}:pace:{hook}"
+
+
+def health_told(hook: str, event: str) -> str:
+    """Whether one webhook was told one event, or who is telling it."""
+    return f"sb:h:{{health}}:told:{hook}:{event}"
 
 
 def health_channel() -> str:
