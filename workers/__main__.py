@@ -3,47 +3,140 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import secrets as chance
 import signal
+import time
 from collections.abc import Sequence
 
 import uvloop
 
 from broker.config import Config, ResolvedSecrets
-from broker.domain.credential import Secret
-from broker.store.connection import Connection
+from broker.config.pool import pool
+from broker.domain.credential import Credential, Secret
+from broker.metrics import WorkerMetrics
+from broker.store.connection import Connection, StoreUnavailable
+from broker.store.health import HealthStore
+from broker.store.leases import LeaseStore
 from broker.store.nodes import NodeStore
-from workers.duties import Duty, run_duty
+from broker.store.sweep import SweepStore
+from broker.upstream import probe
+from workers.cluster import Cluster
+from workers.duties import Duty, Progress, run_duty
+from workers.heartbeat import Heartbeat
 from workers.janitor import Janitor
+from workers.leadership import TTL, Lead
+from workers.operations import Listener, Outlook
+from workers.prober import Prober
 
 log = logging.getLogger(__name__)
 
+ENDS_WITHIN, CLOSES_WITHIN = 2.5, 2.0
+"""Seconds in which the duties end and give their leases back, and in which all else is let go of."""
+
+
+class Worker:
+    """One worker: its connections, its duties, and what can be read of it. `credentials` may change while it runs."""
+
+    def __init__(self, config: Config, credentials: Sequence[Credential], redis_url: Secret) -> None:
+        store = config.store
+        self.name = f"{config.node}-worker-{os.getpid()}"
+        self.credentials = list(credentials)
+        self.metrics = WorkerMetrics()
+        self.cluster = Cluster(self.metrics)
+        self.connection = Connection(redis_url.reveal(), timeout=store.timeout, connect_timeout=store.connect_timeout)
+        self.nodes = NodeStore(self.connection)
+        self.asks = probe.Prober(clock=time.time)
+        self.prober = Prober(
+            HealthStore(self.connection), self.asks, lambda: self.credentials, counted=self.metrics.probes.inc
+        )
+        leases, token = LeaseStore(self.connection), f"{self.name}:{chance.token_hex(8)}"
+        self.progress = make_progress(self.duties(config), leases, token, self.metrics, ttl=config.worker.lease)
+        self.stopping = asyncio.Event()
+        self.outlook = Outlook(self.name, self.progress, self.metrics, self.cluster, self._store_answers, self.stopping)
+        self.listener = Listener(self.outlook)
+
+    def duties(self, config: Config) -> list[Duty]:
+        """All duties. A new one is added here."""
+        return [
+            Heartbeat(self.nodes, self.name, lambda: self.outlook.leads()),
+            Janitor(
+                self.nodes,
+                SweepStore(self.connection),
+                lambda: self.credentials,
+                self.cluster,
+                idle_ttl=config.session.idle_ttl,
+            ),
+            self.prober,
+        ]
+
+    async def run(self, host: str, port: int) -> None:
+        """Run until `stopping` is set; then end within five seconds. Raises `OSError` where it cannot listen."""
+        await self.asks.start()
+        try:
+            await self.listener.start(host, port)
+            log.info("ready", extra={"node": self.name})
+            await run_until(self.stopping, self.progress)
+        finally:
+            self.stopping.set()
+            log.info("stopping", extra={"node": self.name})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSES_WITHIN):
+                    await self._let_go()
+
+    async def _let_go(self) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            await asyncio.gather(self.prober.stop(), self.nodes.leave(self.name))
+        await self.asks.stop()
+        await self.listener.stop()
+        await self.connection.close()
+
+    async def _store_answers(self) -> bool:
+        try:
+            await self.connection.ping()
+        except StoreUnavailable:
+            return False
+        return True
+
 
 def run(config: Config, secrets: ResolvedSecrets, redis_url: Secret) -> None:
-    """Run the duties until SIGTERM or SIGINT; blocks."""
-    uvloop.run(_run(config, redis_url))
+    """Run the duties until SIGTERM or SIGINT; blocks. Raises `OSError` where it cannot listen."""
+    uvloop.run(_run(config, secrets, redis_url))
 
 
-async def _run(config: Config, redis_url: Secret) -> None:
-    store = config.store
-    connection = Connection(redis_url.reveal(), timeout=store.timeout, connect_timeout=store.connect_timeout)
-    stopping = asyncio.Event()
+async def _run(config: Config, secrets: ResolvedSecrets, redis_url: Secret) -> None:
+    worker = Worker(config, pool(config, secrets), redis_url)
     for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
-    log.info("ready", extra={"node": config.node})
-    await run_until(stopping, [Janitor(NodeStore(connection))])
-    await connection.close()
+        asyncio.get_running_loop().add_signal_handler(signum, worker.stopping.set)
+    listen = config.worker.operations_listen
+    await worker.run(listen.host, listen.port)
 
 
-async def run_until(stopping: asyncio.Event, duties: Sequence[Duty]) -> None:
+def make_progress(
+    duties: Sequence[Duty], leases: LeaseStore, token: str, metrics: WorkerMetrics, *, ttl: float = TTL
+) -> list[Progress]:
+    """The duties as this worker does them: those to be done alone with a lead each."""
+    return [
+        Progress(
+            duty,
+            Lead(leases, f"duty:{duty.name}", token, ttl=ttl) if duty.alone else None,
+            steps=metrics.duty_steps,
+        )
+        for duty in duties
+    ]
+
+
+async def run_until(stopping: asyncio.Event, progress: Sequence[Progress]) -> None:
     """Run these duties until `stopping` is set. A duty that breaks takes the worker with it, to be started anew."""
-    tasks = [asyncio.create_task(run_duty(duty), name=f"duty:{duty.name}") for duty in duties]
+    tasks = [asyncio.create_task(run_duty(each), name=f"duty:{each.duty.name}") for each in progress]
     told = asyncio.create_task(stopping.wait(), name="stopping")
     try:
         done, _ = await asyncio.wait([*tasks, told], return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in (*tasks, told):
             task.cancel()
-        await asyncio.wait([*tasks, told], timeout=5.0)
+        await asyncio.wait([*tasks, told], timeout=ENDS_WITHIN)
     for task in done - {told}:
         task.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 from broker.store.connection import Connection
 from broker.store.nodes import NodeStore
@@ -20,13 +21,32 @@ async def test_a_beat_tells_the_load_and_its_age(connection: Connection) -> None
     assert beats["one"].at <= beats["two"].at
 
 
+async def test_a_beat_carries_any_load_and_the_role(connection: Connection) -> None:
+    store = NodeStore(connection)
+    await store.beat("edge", {"sockets": 2, "in_flight": Counter(red=3), "bound": {"blue": 1}})
+    await store.beat("work", {"leads": ["janitor", 'a "name"\\']}, role="worker")
+    beats = await store.nodes()
+    assert {name: beat.role for name, beat in beats.items()} == {"edge": "edge", "work": "worker"}
+    assert dict(beats["edge"].load) == {"sockets": 2, "in_flight": {"red": 3}, "bound": {"blue": 1}}
+    assert dict(beats["work"].load) == {"leads": ["janitor", 'a "name"\\']}
+
+
+async def test_who_leaves_is_gone_at_once_and_nobody_else(connection: Connection) -> None:
+    store = NodeStore(connection)
+    await store.beat("one", {})
+    await store.beat("two", {})
+    await store.leave("one")
+    await store.leave("never there")
+    assert set(await store.nodes()) == {"two"}
+
+
 async def test_the_silent_are_removed_and_nobody_else(connection: Connection) -> None:
     store = NodeStore(connection)
     await store.beat("silent", {})
     silent = (await store.nodes())["silent"]
     while (await store.nodes())["silent"].age < 0.05:
         pass
-    await store.beat("alive", {})
+    await store.beat("alive", {}, role="worker")
     assert await store.remove_stale(60) == []
     assert await store.remove_stale(0.05) == ["silent"]
     beats = await store.nodes()

@@ -1,0 +1,247 @@
+"""The prober: asks a vendor the least that shows whether a credential serves, and says what failed if it does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from broker import __version__
+from broker.domain.classify import classify, classify_event, classify_handshake, read_refusal
+from broker.domain.credential import Credential
+from broker.domain.events import Failed
+from broker.domain.failure import Failure, FailureKind
+from broker.domain.wire import EventKind
+from broker.upstream.dialer import Dialer, DialSettings, Refused
+from broker.upstream.link import Link, LinkClosed
+
+MODELS, WARMUP, RESPONSE, OFF, AUTO = "models", "warmup", "response", "off", "auto"
+
+BY_VENDOR: Mapping[str, str] = {
+    "openai": WARMUP,
+    "azure": WARMUP,
+    "xai": RESPONSE,
+    "vercel": RESPONSE,
+    "custom": RESPONSE,
+}
+"""What `auto` means. A warm-up costs no output, but only some vendors make one without running the model."""
+
+ONLY_CREATED = frozenset({"xai"})
+"""Vendors whose warm-up ends with `response.created` (protocol.md 2.2)."""
+
+TIMEOUT = 15.0
+"""Seconds for a whole probe."""
+
+REFUSAL_BYTES, ANSWER_BYTES = 64 * 1024, 4 * 1024 * 1024
+"""How much is read of a refusal, and of an answer."""
+
+_TEXT = "ping"
+_LEAST_OUTPUT = 16
+
+
+def plan(credential: Credential) -> tuple[str, str]:
+    """The kind of probe and the vendor's name of the model for a credential; the kind may be `off`.
+
+    Without a model there is nothing to ask for but the list of models, which proves the key and not its quota.
+    """
+    kind = credential.probe_kind
+    if kind == AUTO:
+        kind = BY_VENDOR.get(credential.vendor, RESPONSE)
+    model = credential.probe_model or min(credential.models, default="")
+    if kind in (WARMUP, RESPONSE) and not model:
+        kind = MODELS
+    return kind, credential.upstream_model(model)
+
+
+class Prober:
+    """Sends probes: each is one request, bounded by `timeout` seconds. One for a process; it holds the connections."""
+
+    def __init__(self, *, clock: Callable[[], float], timeout: float = TIMEOUT, connect: float = 5.0) -> None:
+        self._clock = clock
+        self._timeout = timeout
+        self._connect = connect
+        settings = DialSettings(connect, max_frame=ANSWER_BYTES)
+        self._dialer = Dialer(settings, clock=clock, tap=False)
+        self._client: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Must be called on the loop that uses it."""
+        await self._dialer.start()
+        self._client = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def stop(self) -> None:
+        """Let go of the connections."""
+        await self._dialer.stop()
+        if self._client is not None:
+            await self._client.close()
+
+    async def probe(self, credential: Credential, model: str, kind: str) -> Failure | None:
+        """Send one request and say what failed; None if the credential serves.
+
+        `kind` is models, warmup or response, and `model` the vendor's name of one. No client's request is part of the
+        evidence, so every failure is independent; one that is the request's fault is our own, and says that the
+        credential was let in.
+        """
+        ask = {MODELS: self._models, WARMUP: self._warmup, RESPONSE: self._response}[kind]
+        try:
+            async with asyncio.timeout(self._timeout):
+                failure = await ask(credential, model)
+        except TimeoutError:
+            failure = _lost("silent")
+        # what the vendor wrote may name an account, and nobody needs it here
+        return None if failure is None else replace(failure, independent=True, raw=None)
+
+    async def _models(self, credential: Credential, model: str) -> Failure | None:
+        return await self._http("GET", credential, "models", None)
+
+    async def _response(self, credential: Credential, model: str) -> Failure | None:
+        body = {"model": model, "input": _TEXT, "max_output_tokens": _LEAST_OUTPUT, "store": False, "stream": False}
+        return await self._http("POST", credential, "responses", orjson.dumps(body))
+
+    async def _http(self, method: str, credential: Credential, path: str, body: bytes | None) -> Failure | None:
+        assert self._client is not None, "the prober was not started"
+        url, headers = _address(credential.base_url, path), _headers(credential)
+        try:
+            # a redirect would take the credential elsewhere
+            async with self._client.request(method, url, data=body, headers=headers, allow_redirects=False) as answer:
+                good = 200 <= answer.status < 300
+                told = await _read(answer, ANSWER_BYTES if good else REFUSAL_BYTES)
+                if good:
+                    return self._answered(told)
+                return self._refused(answer.status, dict(answer.headers), told, asked=body is not None)
+        except (aiohttp.ClientError, OSError) as error:
+            return _lost(type(error).__name__)
+
+    def _answered(self, told: bytes) -> Failure | None:
+        document = _document(told)
+        if document is None:
+            return _lost("garbage")
+        if document.get("status") == "failed" or document.get("error"):
+            return classify(read_refusal(document), now=self._clock())
+        return None
+
+    def _refused(self, status: int, headers: Mapping[str, str], told: bytes, *, asked: bool) -> Failure:
+        document, now = _document(told), self._clock()
+        if asked and document is not None:
+            return classify(read_refusal(document, status, headers), now=now)
+        # nothing was asked for, or something at the door has answered: this is about the way in
+        return classify_handshake(status, headers, told, now=now)
+
+    async def _warmup(self, credential: Credential, model: str) -> Failure | None:
+        frame = {"type": "response.create", "model": model, "input": _TEXT, "generate": False, "store": False}
+        listener = _Warmup(credential.vendor in ONLY_CREATED, self._clock)
+        try:
+            link = await self._dialer.dial(credential, {}, listener)
+        except Refused as refused:
+            return refused.failure
+        try:
+            link.attach(None, listener)
+            link.send(orjson.dumps(frame))
+            return await listener.outcome
+        except LinkClosed:
+            return _lost("closed_at_once")
+        finally:
+            await link.close()
+
+
+class _Warmup:
+    """Waits for what becomes of one warm-up. It is the link's host as well, for there is no client."""
+
+    full = False
+    behind = False
+
+    def __init__(self, only_created: bool, clock: Callable[[], float]) -> None:
+        self._only_created = only_created
+        self._clock = clock
+        self.outcome: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
+
+    def receive(self, raw: bytes, kind: EventKind) -> None:
+        """An event of the warm-up: its end, or what goes before it."""
+        if kind is EventKind.FAILURE:
+            self._settle(classify_event(raw, now=self._clock()))
+        elif kind is EventKind.TERMINAL or (self._only_created and _type(raw) == "response.created"):
+            self._settle(None)
+
+    def lost(self, failure: Failure) -> None:
+        """The socket ended first."""
+        self._settle(failure)
+
+    def expired(self) -> None:
+        """The vendor ends the socket."""
+        self._settle(Failure(FailureKind.CONNECTION_EXPIRED, code="websocket_connection_limit_reached"))
+
+    def note_item(self, raw: bytes) -> bool:
+        """Nothing passes here."""
+        return False
+
+    def take_over(self, events: list[tuple[bytes, EventKind] | Failed]) -> None:
+        """What came before is nobody's."""
+
+    def direct(self, data: bytes | memoryview) -> None:
+        """Nothing is written."""
+
+    write = direct
+
+    def gather(self) -> None:
+        """Nothing is written."""
+
+    def flush(self) -> None:
+        """Nothing is written."""
+
+    def aside(self, link: Link, raw: bytes, lane: str | None) -> None:
+        """Nobody is interested in it."""
+
+    def _settle(self, outcome: Failure | None) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+def _lost(code: str) -> Failure:
+    return Failure(FailureKind.TRANSPORT_LOST, code=code)
+
+
+def _address(base_url: str, path: str) -> URL:
+    """Below the address of an endpoint; what stands behind its `?` stays there."""
+    base, mark, query = base_url.partition("?")
+    return URL(f"{base.rstrip('/')}/{path}{mark}{query}", encoded=True)
+
+
+def _headers(credential: Credential) -> dict[str, str]:
+    return {
+        **credential.headers,
+        "Authorization": f"Bearer {credential.secret.reveal()}",
+        "User-Agent": f"session-broker/{__version__}",
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+    }
+
+
+async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    """The body, up to a bound; what is longer comes cut, and is no document any more."""
+    read = bytearray()
+    async for chunk in answer.content.iter_any():
+        read += chunk
+        if len(read) > most:
+            break
+    return bytes(read[:most])
+
+
+def _document(raw: bytes) -> dict[str, Any] | None:
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _type(raw: bytes) -> object:
+    return (_document(raw) or {}).get("type")
