@@ -242,8 +242,8 @@ def _run_node(
     reuse_port: bool,
     process_index: int,
 ) -> int:
+    from broker.config.reload import Source
     from broker.edge.app import run_node
-    from broker.edge.reload import Source
 
     source = Source(options.config, os.environ)
     try:
@@ -297,17 +297,18 @@ async def _simulate_until_told(listen: Address, credentials: Sequence[SimCredent
 def _worker(options: argparse.Namespace) -> int:
     from broker import logs
 
-    # a signal that asks nodes to read their configuration anew must not end a worker
+    # until the worker listens for it, a signal that asks for the configuration to be read anew must not end it
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config = _load(options.config)
     secrets = _resolve(config, options.config)
     logs.setup(config.log.level, config.log.format)
     if secrets.redis_url is None:
         raise _Refused([f"{options.config}: redis_url: is missing; a worker needs the Redis that the nodes share"])
+    from broker.config.reload import Source
     from workers.__main__ import run
 
     try:
-        run(config, secrets, secrets.redis_url)
+        run(config, secrets, secrets.redis_url, Source(options.config, os.environ))
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
             raise

@@ -230,6 +230,12 @@ class WorkerMetrics:
             self.registry, "broker_probes", "Probes sent upstream, by credential and result.", ["credential", "result"]
         )
         self.removed = Count(self.registry, "broker_janitor_removed", "What the janitor has put right.", ["what"])
+        self.config_reloads = Count(
+            self.registry,
+            "broker_config_reloads",
+            "Readings of the configuration, by result.",
+            ["result"],
+        )
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)

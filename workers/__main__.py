@@ -15,6 +15,7 @@ import uvloop
 
 from broker.config import Config, ResolvedSecrets
 from broker.config.pool import pool
+from broker.config.reload import Reloaded, Reloader, Source, kept, same
 from broker.domain.credential import Credential, Secret
 from broker.metrics import WorkerMetrics
 from broker.store.connection import Connection, StoreUnavailable
@@ -100,18 +101,35 @@ class Worker:
             return False
         return True
 
+    def take(self, config: Config, secrets: ResolvedSecrets) -> Reloaded:
+        """Take over the credentials of a changed configuration."""
+        credentials = kept(self.credentials, pool(config, secrets))
+        if same(credentials, self.credentials):
+            return Reloaded.UNCHANGED
+        self.credentials = credentials
+        log.info("configuration adopted", extra={"node": self.name, "count": len(credentials)})
+        return Reloaded.ADOPTED
 
-def run(config: Config, secrets: ResolvedSecrets, redis_url: Secret) -> None:
+
+def run(config: Config, secrets: ResolvedSecrets, redis_url: Secret, source: Source) -> None:
     """Run the duties until SIGTERM or SIGINT; blocks. Raises `OSError` where it cannot listen."""
-    uvloop.run(_run(config, secrets, redis_url))
+    uvloop.run(_run(config, secrets, redis_url, source))
 
 
-async def _run(config: Config, secrets: ResolvedSecrets, redis_url: Secret) -> None:
+async def _run(config: Config, secrets: ResolvedSecrets, redis_url: Secret, source: Source) -> None:
     worker = Worker(config, pool(config, secrets), redis_url)
+    loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, worker.stopping.set)
+        loop.add_signal_handler(signum, worker.stopping.set)
+    reloader = Reloader(worker.take, source, config, counted=worker.metrics.config_reloads.inc)
+    loop.add_signal_handler(signal.SIGHUP, reloader.ask)
+    reloading = asyncio.create_task(reloader.run(), name="reload")
     listen = config.worker.operations_listen
-    await worker.run(listen.host, listen.port)
+    try:
+        await worker.run(listen.host, listen.port)
+    finally:
+        reloading.cancel()
+        await asyncio.wait([reloading])
 
 
 def make_progress(

@@ -1,11 +1,11 @@
 """Auth health: what all nodes know about a credential, and what a report makes of it.
 
-A row changes by `merge` alone; `store/lua/report.lua` is the same rule where all nodes meet, and a property test holds the
-two together. What the rule guarantees:
-- Reports of trouble are joined: the graver, the harder, the vendor's own word, the later end stays. Their order does not
-  matter, and one that comes twice changes nothing, for its end is absolute.
+A row changes by `merge` alone; `store/lua/report.lua` is the same rule where all nodes meet, and a property test holds
+the two together. What the rule guarantees:
+- Reports of trouble are joined: the graver, the harder, the vendor's own word, the later end stays. Their order does
+  not matter, and one that comes twice changes nothing, for its end is absolute.
 - A recovery names the version that it disproves, and what began before a recovery is void from then on.
-- Everything but PAUSED ends by itself. What has blocked is then *half-open*: one request in the whole cluster may try it.
+- Everything but PAUSED ends by itself. What has blocked is then *half-open*: one request in the whole cluster may try.
 - Who was out comes back slowly (`returned`, `pace`), and is not trusted again before `trust`, longer each time.
 """
 
@@ -49,7 +49,7 @@ CALM = 3600.0
 """Seconds in good health after which earlier blocks no longer count."""
 
 FIRST_DWELL, DWELL_GROWS, LONGEST_DWELL, MAX_STRIKES = 5.0, 5.0, 3600.0, 8
-"""Seconds before one that was out is trusted again: five times as long with each block, so at most six times an hour."""
+"""Seconds before one that was out is trusted again: five times as long with each block, so less than seven an hour."""
 
 SLOWEST_PACE, FASTEST_PACE, PACE_OF_BLOCK = 1.0, 0.1, 1 / 30
 """Seconds in which the load of one that comes back may double: a part of how long it was out, within these bounds."""
@@ -96,8 +96,8 @@ class HealthReport(msgspec.Struct, frozen=True):
 
     `evidence` names the event, so that one that is told twice counts once and one that was wrong can be retracted.
     `began` is when the request began that is the evidence, `at` when its outcome was seen; both on the store's clock,
-    0 for unknown. A recovery (HEALTHY) names the `version` of the row it disproves: a row that changed since stays as it
-    is, so a success of an older request clears no newer failure. `retracts`: the vote `evidence` was the request's
+    0 for unknown. A recovery (HEALTHY) names the `version` of the row it disproves: a row that changed since stays as
+    it is, so a success of an older request clears no newer failure. `retracts`: the vote `evidence` was the request's
     fault. `operator`: a person said so.
     """
 

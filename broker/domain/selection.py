@@ -97,9 +97,9 @@ def select(
 ) -> Choice:
     """Choose a credential for one turn, and say of every one why it was passed over.
 
-    Order: usable, then one that must be tried, then trusted before doubted before spared before out on soft evidence (see
-    `Verdict.rank`), then the pin, then the pin's boundary (who moves within it keeps its reasoning), then the lower
-    priority tier, then as `strategy` says. `chance` is any integer (for ROUND_ROBIN one more each time). A doubted pin
+    Order: usable, then one that must be tried, then trusted before doubted before spared before out on soft evidence
+    (see `Verdict.rank`), then the pin, then the pin's boundary (who moves within it keeps its reasoning), then the
+    lower priority tier, then as `strategy` says. `chance` is any integer (for ROUND_ROBIN one more each time). A doubted pin
     keeps its session, for doubt is no evidence and moving costs the prompt cache; a spared one gives way to whoever is
     better off. Soft evidence never takes out anybody: who is out by it comes last, and now and then (`Loads.resting`);
     where more than half of those who could serve are, it counts as doubt and no more.

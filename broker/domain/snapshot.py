@@ -52,7 +52,7 @@ _TRUSTED = Verdict(0)
 
 @dataclass(slots=True)
 class HealthSnapshot:
-    """This node's copy of the table; reading it costs no round trip. `limits` are those nearly used up, by limit group."""
+    """This node's copy of the table; reading it costs no round trip. `limits` are those nearly used up, by group."""
 
     rows: dict[str, AuthHealth] = field(default_factory=dict)
     limits: dict[str, Limits] = field(default_factory=dict)

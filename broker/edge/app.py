@@ -17,6 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from broker.config import Config, ResolvedSecrets, TenantConfig
 from broker.config.pool import pool
+from broker.config.reload import Source
 from broker.domain import errors
 from broker.domain.credential import Credential, Secret
 from broker.domain.errors import ErrorReply
@@ -28,7 +29,7 @@ from broker.edge.access import Tenant
 from broker.edge.collector import Collector
 from broker.edge.health import Placing
 from broker.edge.node import Node, StoreSettings
-from broker.edge.reload import Reloader, Source
+from broker.edge.reload import reloader
 from broker.edge.websocket import ClientSocket
 from broker.edge.wiring import Bounds
 from broker.store.connection import StoreUnavailable
@@ -315,8 +316,8 @@ async def _run_node(
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
     listeners = Listeners(build_node(config, secrets, redis_url, process_index=process_index))
-    reloader = Reloader(listeners.node, (config, secrets), source, taken_over)
-    loop.add_signal_handler(signal.SIGHUP, reloader.ask)
+    reloading = reloader(listeners.node, (config, secrets), source, taken_over)
+    loop.add_signal_handler(signal.SIGHUP, reloading.ask)
     clients, operations = config.listen, config.operations_listen
     try:
         await listeners.start((clients.host, clients.port), (operations.host, operations.port), reuse_port=reuse_port)
@@ -325,7 +326,7 @@ async def _run_node(
         collector.start()
         duties = [
             asyncio.create_task(collector.run(), name="collector"),
-            asyncio.create_task(reloader.run(), name="reload"),
+            asyncio.create_task(reloading.run(), name="reload"),
         ]
         log.info("ready", extra={"node": node.name, "frames": "compiled" if COMPILED else "in Python"})
         await stopping.wait()

@@ -16,8 +16,8 @@ from broker.upstream.link import Link
 class Attempt:
     """A turn on one credential. When the turn is placed anew, everything here is forgotten with it.
 
-    `held_against` is what was held against the credential at its placement, `trial` the token of the licence by which it
-    is tried, where it is.
+    `held_against` is what was held against the credential at its placement, `trial` the token of the licence by which
+    it is tried, where it is.
     `response` is what the terminal event says: the id of the response, and its output as far as it is listed there.
     """
 

@@ -44,8 +44,8 @@ BEAT_EVERY = 1.0
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where the store is and how it is used; `key` (32 bytes) encrypts transcripts. Without `hints` a change of health is
-    seen with the next refresh."""
+    """Where the store is and how it is used; `key` (32 bytes) encrypts transcripts. Without `hints` a change of health
+    is seen with the next refresh."""
 
     url: str
     timeout: float = 1.0

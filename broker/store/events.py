@@ -56,8 +56,9 @@ class EventStore:
     Nothing here waits for something to happen: the socket is everybody's.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, consumers_live: float = CONSUMERS_LIVE) -> None:
         self._connection = connection
+        self._consumers_live = consumers_live
 
     async def read(self, consumer: str, count: int) -> Batch:
         """At most `count` events that no consumer was given before; from now on they are this consumer's.
@@ -69,7 +70,7 @@ class EventStore:
 
     async def reclaim(self, consumer: str, idle: float, count: int) -> Batch:
         """At most `count` events that somebody was given `idle` seconds ago or earlier and has not acknowledged."""
-        args = (GROUP, consumer, int(idle * 1000), count, int(CONSUMERS_LIVE * 1000), PROGRESS_LIVES)
+        args = (GROUP, consumer, int(idle * 1000), count, int(self._consumers_live * 1000), PROGRESS_LIVES)
         return await self._batch(scripts.RECLAIM_EVENTS, args)
 
     async def ack(self, ids: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -42,10 +43,10 @@ class Ended(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What was claimed, and how many events went into the summary of their window instead."""
+    """What was claimed, and by webhook how many events went into the summary of their window instead."""
 
     tellings: Sequence[Telling]
-    capped: int
+    capped: Mapping[str, int]
 
 
 class TellingStore:
@@ -94,15 +95,17 @@ class TellingStore:
         Where the answer is lost, what was claimed is told by whoever claims it when the claim has ended.
         """
         if not wanted:
-            return Claims([], 0)
+            return Claims([], {})
         said = await self._connection.ask(*(self._claiming(*each) for each in wanted))
-        tellings = []
+        tellings, capped = [], Counter[str]()
         for (hook, id_, _), (word, *what) in zip(wanted, said, strict=True):
             if word == b"claimed":
                 tellings.append(Telling(hook, id_, event=_readable(what[0], id_)))
             elif word == b"summary":
                 tellings.append(Telling(hook, id_, more=int(what[0])))
-        return Claims(tellings, sum(word == b"capped" for word, *_ in said))
+            elif word == b"capped":
+                capped[hook] += 1
+        return Claims(tellings, capped)
 
     def _claiming(self, hook: str, id_: str, per_minute: int) -> Command:
         args = id_, self._token, self._claim, per_minute, self._window, KNOWN

@@ -102,8 +102,8 @@ class Link:
     """One upstream socket.
 
     It knows which responses were minted on it and are still there (`holds`), and hands every event to the listener
-    of its lane. `limits` is what the vendor said at the door. `retired` means that no further turn may start on it; it closes when the last one has left. While it is
-    `held`, nothing is dealt with.
+    of its lane. `limits` is what the vendor said at the door. `retired` means that no further turn may start on it; it
+    closes when the last one has left. While it is `held`, nothing is dealt with.
     """
 
     __slots__ = (

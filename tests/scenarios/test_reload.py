@@ -21,7 +21,8 @@ import pytest
 from broker.config import load, resolve_secrets
 from broker.domain.credential import Secret
 from broker.edge.app import Listeners, build_node, taken_over
-from broker.edge.reload import Reloaded, Reloader, Source
+from broker.config.reload import Reloaded, Reloader, Source
+from broker.edge.reload import reloader
 from broker.simulator import SessionClient, SimCredential, TurnResult
 from broker.stage import NodeProcess, Stage
 from tests.scenarios.house import KEY, OTHER_KEY, House, counted, digest_of, wait_until
@@ -97,7 +98,7 @@ class Followed:
         self.house.nodes.append(self.listeners)
         source = Source(str(self.file), {})
         node = self.listeners.node
-        self.reloader = Reloader(node, (config, secrets), source, taken_over, every=0.05, settle=0.02)
+        self.reloader = reloader(node, (config, secrets), source, taken_over, every=0.05, settle=0.02)
         return self
 
     async def reload(self) -> Reloaded:
@@ -108,7 +109,7 @@ class Followed:
         """The node follows its files by itself, and has looked at them once."""
         node, started = self.listeners.node, (load(self.file), resolve_secrets(load(self.file), {}))
         patience = {"every": 0.05, "settle": 0.02, **patience}
-        self.reloader = Reloader(node, started, Source(str(self.file), {}), taken_over, **patience)
+        self.reloader = reloader(node, started, Source(str(self.file), {}), taken_over, **patience)
         running = asyncio.create_task(self.reloader.run())
         before = self.reloads("unchanged")
         await wait_until(lambda: self.reloads("unchanged") == before + 1)
