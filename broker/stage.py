@@ -95,7 +95,10 @@ def free_port() -> int:
 
 
 class Stage:
-    """Everything a demonstration needs, in a folder of its own that goes with it. Use as an async context manager."""
+    """Everything a demonstration needs, in a folder of its own that goes with it. Use as an async context manager.
+
+    `settings` are those of the configuration, `each` those of every credential in it.
+    """
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class Stage:
         nodes: int = 2,
         workers: int = 1,
         settings: Mapping[str, Any] | None = None,
+        each: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.credentials = list(credentials)
@@ -111,7 +115,7 @@ class Stage:
         self.nodes: list[NodeProcess] = []
         self.workers: list[StageProcess] = []
         self._count, self._workers = nodes, workers
-        self._settings = dict(settings or {})
+        self._settings, self._each = dict(settings or {}), dict(each or {})
         self._folder = tempfile.TemporaryDirectory(prefix="session-broker-")
         self.folder = Path(self._folder.name)
         self.server = EmbeddedServer(str(self.folder / "data"))
@@ -169,6 +173,7 @@ class Stage:
                     "secret_env": f"STAGE_SECRET_{c.name}",
                     "boundary": c.boundary,
                     "limit_group": c.name,
+                    **self._each,
                 }
                 for c in self.credentials
             ],
