@@ -229,6 +229,15 @@ class WorkerMetrics:
         self.probes = Count(
             self.registry, "broker_probes", "Probes sent upstream, by credential and result.", ["credential", "result"]
         )
+        self.health_events = Count(
+            self.registry, "broker_health_events", "Changes of health: recorded, again, missed.", ["result"]
+        )
+        self.webhook_posts = Count(
+            self.registry,
+            "broker_webhook_posts",
+            "Changes owed to webhooks: sent, failed, capped, full, late.",
+            ["hook", "result"],
+        )
         self.removed = Count(self.registry, "broker_janitor_removed", "What the janitor has put right.", ["what"])
         self.config_reloads = Count(
             self.registry,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.config import Config, ConfigError, CredentialConfig, load, resolve_secrets
+from broker.config import Config, ConfigError, CredentialConfig, WebhookConfig, load, resolve_secrets
 from broker.config.pool import pool
 from broker.domain.credential import Credential, Secret
 
@@ -434,3 +434,68 @@ def test_the_pool_holds_every_credential_with_all_that_is_configured(tmp_path: P
         probe_model="b",
     )
     assert (blue.name, blue.secret, blue.probe_kind, blue.probe_model) == ("blue", Secret("sk-blue"), "auto", "p")
+
+
+def webhooks(*lines: str) -> str:
+    return MINIMAL + "webhooks:\n" + "".join(f"  - {{{line}}}\n" for line in lines)
+
+
+def test_webhooks_are_none_by_default_and_have_defaults(tmp_path: Path) -> None:
+    assert read(tmp_path, MINIMAL).webhooks == ()
+    (hook,) = read(tmp_path, webhooks("name: slack, url: 'https://a.example/hook/?x=1'")).webhooks
+    assert hook.url is not None and hook.url.reveal() == "https://a.example/hook/?x=1", "as it was given"
+    assert (hook.states, hook.per_minute) == (("revoked", "exhausted"), 30)
+    (hook,) = read(tmp_path, webhooks("name: b, url_env: U, states: [cooling, paused], per_minute: 5")).webhooks
+    assert hook == WebhookConfig(name="b", url_env="U", states=("cooling", "paused"), per_minute=5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ("name: a", "webhooks[0].url: is missing"),
+        ("name: a, url: 'https://h', url_env: U", "webhooks[0].url_env: stands beside url"),
+        ("name: a, url_env: U, url_file: /f", "webhooks[0].url_file: stands beside url_env"),
+        ("name: a, url_env: U, secret_env: S, secret_file: /f", "webhooks[0].secret_file: stands beside secret_env"),
+        ("name: a, url_env: U, states: []", "webhooks[0].states: must hold at least one entry"),
+        ("name: a, url_env: U, states: [revoked, revoked]", "webhooks[0].states: must name each state once"),
+        ("name: a, url_env: U, states: [healthy]", "webhooks[0].states[0]: found 'healthy', expected one of suspect"),
+        ("name: a, url_env: U, per_minute: 0", "webhooks[0].per_minute: found 0"),
+        ("name: a, url: 'ftp://canary'", "webhooks[0].url: expected an http:// or https:// address"),
+        ("name: a, url: 'https://user:canary@h'", "webhooks[0].url: expected an http:// or https:// address"),
+    ],
+)
+def test_a_webhook_is_refused(tmp_path: Path, settings: str, what: str) -> None:
+    (line,) = findings(tmp_path, webhooks(settings))
+    assert line.startswith(f"broker.yaml:7: {what}") and "canary" not in line
+
+
+def test_names_of_webhooks_are_unique(tmp_path: Path) -> None:
+    (line,) = findings(tmp_path, webhooks("name: a, url_env: U", "name: a, url_env: V"))
+    assert line == "broker.yaml:8: webhooks[1].name: 'a' is already the name of webhooks[0]"
+
+
+def test_addresses_and_secrets_of_webhooks_come_from_variables_and_files(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("https://b.example/canary\n")
+    text = webhooks(
+        "name: a, url_env: U, secret_env: S", f"name: b, url_file: '{tmp_path}/url'", "name: c, url: 'https://canary'"
+    )
+    config = read(tmp_path, text)
+    secrets = resolve_secrets(config, {"RED_KEY": "k", "U": " https://a.example ", "S": "canary"})
+    assert {name: told.url.reveal() for name, told in secrets.webhooks.items()} == {
+        "a": "https://a.example",
+        "b": "https://b.example/canary",
+        "c": "https://canary",
+    }
+    assert secrets.webhooks["a"].signing == Secret("canary") and secrets.webhooks["b"].signing is None
+    assert "canary" not in repr(secrets) + repr(config.webhooks)
+
+
+def test_what_is_missing_of_a_webhook_is_named_and_not_shown(tmp_path: Path) -> None:
+    config = read(tmp_path, webhooks("name: a, url_env: U, secret_env: S", "name: b, url_env: V"))
+    with pytest.raises(ConfigError) as caught:
+        resolve_secrets(config, {"RED_KEY": "k", "V": "canary"}, source="broker.yaml")
+    assert caught.value.lines() == [
+        "broker.yaml: webhooks[0].secret_env: the environment variable S is not set",
+        "broker.yaml: webhooks[0].url_env: the environment variable U is not set",
+        "broker.yaml: webhooks[1].url: is not an http:// or https:// address without user, password or '#'",
+    ]

@@ -19,10 +19,13 @@ from broker.config.reload import Reloaded, Reloader, Source, kept, same
 from broker.domain.credential import Credential, Secret
 from broker.metrics import WorkerMetrics
 from broker.store.connection import Connection, StoreUnavailable
+from broker.store.events import EventStore
 from broker.store.health import HealthStore
 from broker.store.leases import LeaseStore
 from broker.store.nodes import NodeStore
 from broker.store.sweep import SweepStore
+from broker.store.tellings import TellingStore
+from broker.store.timeline import TimelineStore
 from broker.upstream import probe
 from workers.cluster import Cluster
 from workers.duties import Duty, Progress, run_duty
@@ -31,6 +34,8 @@ from workers.janitor import Janitor
 from workers.leadership import TTL, Lead
 from workers.operations import Listener, Outlook
 from workers.prober import Prober
+from workers.recorder import Recorder
+from workers.webhooks import Webhook, Webhooks, webhooks_of
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +46,13 @@ ENDS_WITHIN, CLOSES_WITHIN = 2.5, 2.0
 class Worker:
     """One worker: its connections, its duties, and what can be read of it. `credentials` may change while it runs."""
 
-    def __init__(self, config: Config, credentials: Sequence[Credential], redis_url: Secret) -> None:
+    def __init__(
+        self,
+        config: Config,
+        credentials: Sequence[Credential],
+        redis_url: Secret,
+        webhooks: Sequence[Webhook] = (),
+    ) -> None:
         store = config.store
         self.name = f"{config.node}-worker-{os.getpid()}"
         self.credentials = list(credentials)
@@ -54,6 +65,8 @@ class Worker:
             HealthStore(self.connection), self.asks, lambda: self.credentials, counted=self.metrics.probes.inc
         )
         leases, token = LeaseStore(self.connection), f"{self.name}:{chance.token_hex(8)}"
+        tellings = TellingStore(self.connection, token)
+        self.webhooks = Webhooks(webhooks, tellings, counts=self.metrics.webhook_posts)
         self.progress = make_progress(self.duties(config), leases, token, self.metrics, ttl=config.worker.lease)
         self.stopping = asyncio.Event()
         self.outlook = Outlook(self.name, self.progress, self.metrics, self.cluster, self._store_answers, self.stopping)
@@ -71,6 +84,13 @@ class Worker:
                 idle_ttl=config.session.idle_ttl,
             ),
             self.prober,
+            Recorder(
+                EventStore(self.connection),
+                TimelineStore(self.connection),
+                self.webhooks,
+                self.name,
+                counts=self.metrics.health_events,
+            ),
         ]
 
     async def run(self, host: str, port: int) -> None:
@@ -89,7 +109,7 @@ class Worker:
 
     async def _let_go(self) -> None:
         with contextlib.suppress(StoreUnavailable):
-            await asyncio.gather(self.prober.stop(), self.nodes.leave(self.name))
+            await asyncio.gather(self.prober.stop(), self.nodes.leave(self.name), self.webhooks.close(0.3))
         await self.asks.stop()
         await self.listener.stop()
         await self.connection.close()
@@ -103,6 +123,7 @@ class Worker:
 
     def take(self, config: Config, secrets: ResolvedSecrets) -> Reloaded:
         """Take over the credentials of a changed configuration."""
+        self.webhooks.follow(webhooks_of(config, secrets))
         credentials = kept(self.credentials, pool(config, secrets))
         if same(credentials, self.credentials):
             return Reloaded.UNCHANGED
@@ -117,7 +138,7 @@ def run(config: Config, secrets: ResolvedSecrets, redis_url: Secret, source: Sou
 
 
 async def _run(config: Config, secrets: ResolvedSecrets, redis_url: Secret, source: Source) -> None:
-    worker = Worker(config, pool(config, secrets), redis_url)
+    worker = Worker(config, pool(config, secrets), redis_url, webhooks_of(config, secrets))
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, worker.stopping.set)

@@ -30,6 +30,7 @@ class Look(Enum):
 def files_of(source: str | Path, config: Config) -> list[Path]:
     """The file of a configuration, and every file it takes a secret from."""
     named = [item.secret_file for item in config.credentials]
+    named += [name for hook in config.webhooks for name in (hook.url_file, hook.secret_file)]
     named += [config.session.encryption_key_file, config.redis_url_file]
     return [Path(source), *(Path(name) for name in named if name is not None)]
 

@@ -39,6 +39,9 @@ _SEVERITY = {state: index for index, state in enumerate(HealthState)}
 
 BLOCKING = frozenset({HealthState.COOLING, HealthState.EXHAUSTED, HealthState.REVOKED, HealthState.PAUSED})
 
+OUT = BLOCKING - {HealthState.PAUSED}
+"""Blocks for a reason of the credential's own: over only when it has shown that it serves. A pause just ends."""
+
 MAX_BLOCK = 7 * 86400.0
 """Seconds after which any block but PAUSED ends by itself, whatever a vendor said."""
 
@@ -46,7 +49,7 @@ MAX_LEVEL = 16
 """How often the length of a block doubles at most."""
 
 CALM = 3600.0
-"""Seconds in good health after which earlier blocks no longer count."""
+"""Seconds after a return from a block after which earlier blocks no longer count."""
 
 FIRST_DWELL, DWELL_GROWS, LONGEST_DWELL, MAX_STRIKES = 5.0, 5.0, 3600.0, 8
 """Seconds before one that was out is trusted again: five times as long with each block, so less than seven an hour."""
@@ -87,7 +90,7 @@ class AuthHealth(msgspec.Struct, frozen=True):
 
     def half_open(self, now: float) -> bool:
         """Whether its block has run out and nobody has shown yet that the credential serves again."""
-        return self.state in BLOCKING and not self.soft and not self.holds(now)
+        return self.state in OUT and not self.soft and not self.holds(now)
 
 
 class HealthReport(msgspec.Struct, frozen=True):
@@ -212,18 +215,18 @@ def _retracted(row: AuthHealth, report: HealthReport, now: float) -> AuthHealth:
 def _failed(row: AuthHealth, report: HealthReport, now: float) -> AuthHealth:
     if 0.0 < report.began < row.cleared:
         return row  # older than what disproved it
-    level = _level(row, report, now)
-    ends, told = _ends(report, level, now)
+    # a burst that was under way when the block began counts once: only what began after it had run out counts anew
+    again = row.state in OUT and not row.holds(now) and report.began >= row.until
+    level = min(row.level + again, MAX_LEVEL) if row.state in OUT else 0
+    ends, told = _ends(report, level if again else 0, now)
     if ends <= now and not (ends == 0.0 and report.state is HealthState.PAUSED):
         return row  # it says nothing about now
     if _outweighs(row, report, ends, told, now):
         return row
-    blocks, was_out = report.state in BLOCKING, row.state in BLOCKING
     strikes, trust = row.strikes, row.trust
-    if blocks and report.state is not HealthState.PAUSED:
-        if not was_out:
-            calm = row.state is HealthState.HEALTHY and now - row.since >= CALM
-            strikes = 1 if calm else min(strikes + 1, MAX_STRIKES)
+    if report.state in OUT:
+        if row.state not in OUT:
+            strikes = 1 if now - row.returned >= CALM else min(strikes + 1, MAX_STRIKES)
         trust = now + dwell(strikes)
     return AuthHealth(
         row.subject,
@@ -249,29 +252,23 @@ def dwell(strikes: int) -> float:
     return min(FIRST_DWELL * DWELL_GROWS ** max(strikes - 1, 0), LONGEST_DWELL)
 
 
-def _level(row: AuthHealth, report: HealthReport, now: float) -> int:
-    """A burst that was under way when the block began counts once: only what began after it had run out counts anew."""
-    if row.state not in BLOCKING:
-        return 0
-    again = not row.holds(now) and report.began >= row.until
-    return min(row.level + again, MAX_LEVEL)
-
-
-def _ends(report: HealthReport, level: int, now: float) -> tuple[float, bool]:
+def _ends(report: HealthReport, doublings: int, now: float) -> tuple[float, bool]:
     if report.state is HealthState.PAUSED:
         return report.until or 0.0, report.until is not None
     if report.until is not None:
         # a time that had to be cut is no longer the vendor's own, and must not be told on as if it were
         return min(report.until, now + MAX_BLOCK), report.until <= now + MAX_BLOCK
     seen = min(report.at, now) if report.at > 0.0 else now
-    lasting = report.lasting if level == 0 else min(report.lasting * 2**level, max(report.lasting, report.at_most))
+    lasting = report.lasting
+    if doublings:
+        lasting = min(lasting * 2**doublings, max(lasting, report.at_most))
     return min(seen + lasting, now + MAX_BLOCK), False
 
 
 def _outweighs(row: AuthHealth, report: HealthReport, ends: float, told: bool, now: float) -> bool:
     if not row.holds(now):
         # doubt is no answer to a block that has run out and is not yet disproved
-        return row.state in BLOCKING and report.state not in BLOCKING
+        return row.state in OUT and report.state not in BLOCKING
     said = (report.state.severity, not report.soft, told, ends or MAX_TIME)
     return said <= (row.state.severity, not row.soft, row.told, row.until or MAX_TIME)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from broker.domain.credential import Credential
-from broker.domain.health import BLOCKING, AuthHealth, HealthState, credential_subject, group_subject, limits_of
+from broker.domain.health import OUT, AuthHealth, HealthState, credential_subject, group_subject, limits_of
 from broker.domain.snapshot import HealthSnapshot
 
 SUSPECT_AFTER = 2.0
@@ -48,7 +48,7 @@ def _worth_asking(row: AuthHealth, now: float) -> bool:
         return False
     if row.state is HealthState.SUSPECT and now < row.trust:
         return False  # it serves already, and is on trial
-    if row.state in BLOCKING and not row.holds(now):
+    if row.state in OUT and not row.holds(now):
         return True
     return row.holds(now) and now - row.since >= (SOFT_AFTER if row.soft and after > SOFT_AFTER else after)
 

@@ -35,8 +35,8 @@ class Wish(msgspec.Struct, frozen=True):
     """What a turn asks of a credential.
 
     `preferred` is the pin: a preference that never outranks health. `boundary`, where given, is the only one that
-    can serve the turn. `excluded` are the credentials that this turn has already tried, `avoided` is one that comes
-    behind everybody else who is usable. `session` is what `STABLE_HASH` goes by.
+    can serve the turn. `excluded` are the keys of the credentials that this turn has already tried (one with another
+    secret is untried), `avoided` is the name of one that comes behind everybody else who is usable. `session` is what `STABLE_HASH` goes by.
     """
 
     model: str
@@ -127,7 +127,7 @@ def keep(pinned: Credential, health: HealthSnapshot, loads: Loads, wish: Wish, *
     nor avoided; so this is no rule of its own, but the head of the order of `select`.
     """
     name = pinned.name
-    if name == wish.avoided or name in wish.excluded or not pinned.serves(wish.model):
+    if name == wish.avoided or pinned.key in wish.excluded or not pinned.serves(wish.model):
         return False
     if wish.boundary is not None and pinned.boundary != wish.boundary:
         return False
@@ -144,9 +144,13 @@ def _look(credential: Credential, health: HealthSnapshot, loads: Loads, wish: Wi
     name = credential.name
     load = (loads.in_flight.get(name, 0) + loads.bound.get(name, 0)) / credential.weight
     why = _why_not(credential, verdict, loads, wish, now)
-    if not why and verdict.half_open:
-        verdict = Verdict(1, verdict.row, half_open=True)
+    if not why and not verdict.usable:
+        # by licence; where the block still holds, only when nobody else is left
+        verdict = Verdict(1 if verdict.half_open else _LAST, verdict.row, half_open=True)
     return Candidate(credential, verdict, load, why)
+
+
+_LAST = 4
 
 
 def _why_not(credential: Credential, verdict: Verdict, loads: Loads, wish: Wish, now: float) -> str:
@@ -154,7 +158,7 @@ def _why_not(credential: Credential, verdict: Verdict, loads: Loads, wish: Wish,
         return "model"
     if wish.boundary is not None and credential.boundary != wish.boundary:
         return "boundary"
-    if credential.name in wish.excluded:
+    if credential.key in wish.excluded:
         return "tried"
     if verdict.row is not None and not verdict.usable:
         if verdict.row.subject not in loads.licensed:
@@ -208,7 +212,7 @@ def _standing(
 ) -> tuple[bool, bool, bool, int, bool, bool, int]:
     pinned = candidate.credential.name == wish.preferred
     rank = candidate.verdict.rank or 0
-    to_be_tried = candidate.verdict.half_open and wish.preferred is None
+    to_be_tried = candidate.verdict.half_open and rank < _LAST and wish.preferred is None
     return (
         bool(candidate.passed_over),
         candidate.credential.name == wish.avoided,
@@ -316,4 +320,4 @@ def _why(candidate: Candidate, wish: Wish, strategy: Strategy, taken: bool) -> s
     return _STANDING[candidate.verdict.rank or 0]
 
 
-_STANDING = ("behind", "doubted", "spared", "soft_evidence")
+_STANDING = ("behind", "doubted", "spared", "soft_evidence", "blocked")

@@ -11,6 +11,7 @@ import msgspec
 from broker.domain.credential import Credential
 from broker.domain.health import (
     BLOCKING,
+    OUT,
     AuthHealth,
     HealthState,
     credential_subject,
@@ -66,9 +67,12 @@ class HealthSnapshot:
         """How `credential` stands for `model` at `now` (store's clock, seconds)."""
         if self.clear:
             return _TRUSTED
+        endpoint = self.rows.get(endpoint_subject(credential))
+        if endpoint is not None and endpoint.state is HealthState.PAUSED and endpoint.holds(now):
+            return Verdict(None, endpoint)
         rows = self._about(credential, model)
         if not rows:
-            return self._by_limits(credential, _TRUSTED, now)
+            return self._behind(credential, endpoint, _TRUSTED, now)
         blocks = [row for row in rows if row.state in BLOCKING and not row.soft and row.holds(now)]
         if blocks:
             # it is free when the last of its blocks has ended
@@ -76,7 +80,7 @@ class HealthSnapshot:
         ran_out = [row for row in rows if row.half_open(now)]
         if ran_out:
             return Verdict(None, max(ran_out, key=_ends), half_open=True)
-        return self._by_limits(credential, _usable(rows, now), now)
+        return self._behind(credential, endpoint, _usable(rows, now), now)
 
     def _about(self, credential: Credential, model: str) -> list[AuthHealth]:
         rows = self.rows
@@ -89,16 +93,12 @@ class HealthSnapshot:
         )
         return [row for subject in subjects if (row := rows.get(subject)) is not None]
 
-    def _by_limits(self, credential: Credential, verdict: Verdict, now: float) -> Verdict:
+    def _behind(self, credential: Credential, endpoint: AuthHealth | None, verdict: Verdict, now: float) -> Verdict:
         """What the vendor said about its limits, and an endpoint's overload, make it come behind others."""
-        endpoint = self.rows.get(endpoint_subject(credential))
         rank = verdict.rank or 0
-        if endpoint is not None and endpoint.state in BLOCKING and endpoint.holds(now):
-            if endpoint.state is HealthState.PAUSED:
-                return Verdict(None, endpoint)
-            if rank < 2:
-                # an overloaded endpoint is spared, but it never takes the whole pool away
-                return Verdict(2, endpoint, ramp=verdict.ramp)
+        if endpoint is not None and endpoint.state in OUT and endpoint.holds(now) and rank < 2:
+            # an overloaded endpoint is spared, but it never takes the whole pool away
+            return Verdict(2, endpoint, ramp=verdict.ramp)
         limits = self.limits.get(limits_of(credential))
         if rank == 0 and limits is not None and limits.nearly_used(now):
             return Verdict(1, verdict.row, ramp=verdict.ramp)
@@ -157,7 +157,7 @@ def _usable(rows: list[AuthHealth], now: float) -> Verdict:
 
 
 def _rank(row: AuthHealth, now: float) -> int:
-    if row.state in BLOCKING:
+    if row.state in OUT:
         return 3 if row.holds(now) else 1
     return 1 if row.state is HealthState.SUSPECT and row.holds(now) else 0
 

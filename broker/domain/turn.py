@@ -374,7 +374,7 @@ class Turn:
             return commands + self._replay(failure)
         self._moving = FailOver(failure, self.phase)
         if not self._may_come_again(failure):
-            self._excluded |= {self.credential.name}
+            self._excluded |= {self.credential.key}
         return commands + self._start_over()
 
     def _understand(self, failure: Failure) -> tuple[Failure, bool]:
@@ -447,7 +447,9 @@ class Turn:
 
     def _may_come_again(self, failure: Failure) -> bool:
         """A limit of rate blocks by its row, and for a moment: with nobody else there the turn may wait for its end."""
-        limited = [c for c, f in self.failures if c is self.credential and f.kind is FailureKind.RATE_LIMITED]
+        assert self.credential is not None
+        name = self.credential.name
+        limited = [c for c, f in self.failures if c.name == name and f.kind is FailureKind.RATE_LIMITED]
         return failure.kind is FailureKind.RATE_LIMITED and len(limited) <= MAX_RETURNS
 
     def _may_replay(self) -> bool:
@@ -496,7 +498,7 @@ class Turn:
 
     def _retry_lost(self) -> list[Command]:
         """Nobody else is there: a credential whose socket was merely lost can serve the turn on another socket."""
-        lost = [c.name for c, failure in self.failures if failure.kind is FailureKind.TRANSPORT_LOST]
+        lost = [c.key for c, failure in self.failures if failure.kind is FailureKind.TRANSPORT_LOST]
         if not lost or self._retried:
             return []
         self._retried = True
@@ -504,7 +506,7 @@ class Turn:
         return self._place()
 
     def _surface(self, failure: Failure, poisonous: bool) -> list[Command]:
-        blamed: list[Command] = []
+        blamed: list[Command] = [Retract(c) for c, _ in self._unconfirmed] if poisonous else []
         if not poisonous:
             # nobody contradicts: a code that names the key is enough, a model that nobody else serves is not
             blamed = [

@@ -260,6 +260,8 @@ class HealthBoard:
             return True
         if row.until and row.until - now <= self.placing.wait:
             return True
+        if row.soft:
+            return True  # it rests for a moment, and is then used again
         # with nobody left, an end that we set ourselves is looked at earlier: a mistake that took the whole pool out is
         # over soon after its cause
         return not row.told and now - row.since >= TRIAL_EVERY and self.licences.wanted(row)

@@ -18,6 +18,9 @@ from broker.store.connection import Connection, command
 
 log = logging.getLogger(__name__)
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What is raised by bytes that are no row."""
+
 T = TypeVar("T")
 
 MAX_EVENTS = 10_000
@@ -138,7 +141,7 @@ def _read(entries: Mapping[bytes, bytes], decode: Callable[[bytes], T]) -> dict[
     for name, raw in entries.items():
         try:
             found[name.decode()] = decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             log.warning("an entry of the health table cannot be read")
     return found
 

@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 
 from broker.domain.health import AuthHealth
 from broker.store import keys
+from broker.store.health import UNREADABLE
 from broker.store.reasons import FOREIGN, reason_of
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class Hints:
                 await self._listen()
             except FOREIGN as error:
                 log.debug("hints lost", extra={"reason": reason_of(error)})
+            except Exception as error:  # noqa: BLE001 - a fault in what hears must not make the node deaf
+                log.error("a hint could not be taken", extra={"kind": type(error).__name__})
             pause = 0.1 if self.listening else min(pause * 2, LONGEST_PAUSE)
             self.listening = False
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
@@ -97,6 +100,6 @@ class Hints:
     def _take(self, data: bytes) -> None:
         try:
             row = _row(data)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return  # whatever it is, the table will tell
         self._heard(row)

@@ -31,6 +31,7 @@ A = credential("a")
 A2 = credential("a2")
 B = credential("b", "south")
 C = credential("c", "west")
+D = credential("d", "west")
 
 
 def pin(holder: Credential, epoch: int = 1, nonce: str = "n", because: str = "placed") -> Pin:
@@ -38,9 +39,13 @@ def pin(holder: Credential, epoch: int = 1, nonce: str = "n", because: str = "pl
 
 
 def session(
-    *, pinned: Pin | None = None, incremental_disabled: bool = False, boundaries: Iterable[str] = ()
+    *,
+    pinned: Pin | None = None,
+    incremental_disabled: bool = False,
+    boundaries: Iterable[str] = (),
+    sid: str = "sid",
 ) -> Session:
-    return Session("sid", "name", "tenant", pinned, incremental_disabled, frozenset(boundaries))
+    return Session(sid, "name", "tenant", pinned, incremental_disabled, frozenset(boundaries))
 
 
 def parent(

@@ -7,19 +7,38 @@ import pytest
 from broker.domain import blame as spans
 from broker.domain.blame import blame
 from broker.domain.failure import Failure, FailureKind
-from broker.domain.health import HealthReport, HealthState
+from broker.domain.health import (
+    HealthReport,
+    HealthState,
+    credential_subject,
+    endpoint_subject,
+    group_subject,
+    model_subject,
+    rate_subject,
+)
 from tests.domain.playbook import credential, failure
 
 K = FailureKind
 S = HealthState
 NOW = 1000.0
+BEGAN = 990.0
 KEY = credential("k", limit_group="team")
 
 
 def blamed(
     found: Failure, *, confirmed: bool = False, streak: int = 0, chance: float = 0.0, model: str = "m"
 ) -> HealthReport | None:
-    return blame(found, KEY, model, confirmed=confirmed, streak=streak, evidence="turn-7", now=NOW, chance=chance)
+    return blame(
+        found,
+        KEY,
+        model,
+        confirmed=confirmed,
+        streak=streak,
+        evidence="turn-7",
+        began=BEGAN,
+        now=NOW,
+        chance=chance,
+    )
 
 
 NOTHING = [
@@ -37,20 +56,31 @@ def test_leaves_health_alone(kind: FailureKind, confirmed: bool) -> None:
 
 
 ROWS = [
-    (K.AUTH_REJECTED, "credential:k", S.SUSPECT, spans.SUSPECT_FOR),
-    (K.QUOTA_EXHAUSTED, "group:team", S.EXHAUSTED, spans.EXHAUSTED_FOR),
-    (K.RATE_LIMITED, "credential:k", S.COOLING, spans.COOLING_FOR),
-    (K.OVERLOADED, "endpoint:https://k.example/v1", S.COOLING, spans.OVERLOADED_FOR),
+    (K.AUTH_REJECTED, credential_subject(KEY), S.SUSPECT, spans.SUSPECT_FOR, 0.0, True),
+    (K.QUOTA_EXHAUSTED, group_subject(KEY), S.EXHAUSTED, spans.EXHAUSTED_FOR, spans.EXHAUSTED_AT_MOST, False),
+    (K.RATE_LIMITED, rate_subject(KEY, "m"), S.COOLING, spans.COOLING_FOR, spans.COOLING_AT_MOST, False),
+    (K.OVERLOADED, endpoint_subject(KEY), S.COOLING, spans.OVERLOADED_FOR, 0.0, True),
 ]
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
-@pytest.mark.parametrize(("kind", "subject", "state", "lasting"), ROWS)
+@pytest.mark.parametrize(("kind", "subject", "state", "lasting", "at_most", "soft"), ROWS)
 def test_reports_a_row_whether_confirmed_or_not(
-    kind: FailureKind, subject: str, state: HealthState, lasting: float, confirmed: bool
+    kind: FailureKind, subject: str, state: HealthState, lasting: float, at_most: float, soft: bool, confirmed: bool
 ) -> None:
     report = blamed(failure(kind, "why"), confirmed=confirmed)
-    assert report == HealthReport(subject, state, lasting, None, "why", "turn-7")
+    assert report == HealthReport(
+        subject,
+        state,
+        lasting,
+        None,
+        because="why",
+        evidence="turn-7",
+        at=NOW,
+        began=BEGAN,
+        at_most=at_most,
+        soft=soft,
+    )
 
 
 def test_covers_every_kind() -> None:
@@ -67,19 +97,21 @@ def test_revokes_only_a_confirmed_refusal_that_names_the_key(
     report = blamed(failure(K.AUTH_REJECTED, names_key=names_key, code="invalid_api_key"), confirmed=confirmed)
     assert report is not None
     lasting = spans.REVOKED_FOR if state is S.REVOKED else spans.SUSPECT_FOR
-    assert (report.subject, report.state, report.lasting) == ("credential:k", state, lasting)
+    assert (report.subject, report.state, report.lasting) == (credential_subject(KEY), state, lasting)
+    assert report.soft is (state is S.SUSPECT)
 
 
 def test_looks_soon_again_at_a_key_that_was_refused_at_the_door_without_a_word_about_it() -> None:
     report = blamed(failure(K.AUTH_REJECTED, names_key=True, independent=True), confirmed=True)
     assert report is not None
-    assert (report.state, report.lasting) == (S.REVOKED, spans.REFUSED_FOR)
+    assert (report.state, report.lasting, report.soft) == (S.REVOKED, spans.REFUSED_FOR, True)
 
 
 def test_an_endpoint_that_refuses_the_upgrade_is_spared_and_no_key_is_blamed() -> None:
     report = blamed(failure(K.UNSUPPORTED, independent=True), confirmed=True)
     assert report is not None
-    assert (report.subject.split(":")[0], report.state, report.lasting) == ("endpoint", S.COOLING, spans.OVERLOADED_FOR)
+    assert (report.subject, report.state, report.lasting) == (endpoint_subject(KEY), S.COOLING, spans.OVERLOADED_FOR)
+    assert report.soft
 
 
 def test_a_reset_in_the_past_is_no_reset() -> None:
@@ -92,7 +124,8 @@ def test_excludes_a_model_only_when_confirmed() -> None:
     assert blamed(failure(K.UNSUPPORTED)) is None
     report = blamed(failure(K.UNSUPPORTED), confirmed=True, model="big")
     assert report is not None
-    assert (report.subject, report.state, report.lasting) == ("model:k:big", S.COOLING, spans.EXCLUDED_FOR)
+    assert (report.subject, report.state) == (model_subject(KEY, "big"), S.COOLING)
+    assert (report.lasting, report.soft) == (spans.EXCLUDED_FOR, False)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +179,48 @@ def test_names_the_kind_where_the_vendor_gave_no_code() -> None:
 
 def test_a_credential_without_a_group_is_its_own() -> None:
     alone = credential("solo")
-    report = blame(failure(K.QUOTA_EXHAUSTED), alone, "m", confirmed=False, streak=0, evidence="", now=NOW, chance=0)
+    report = blame(
+        failure(K.QUOTA_EXHAUSTED), alone, "m", confirmed=False, streak=0, evidence="", began=BEGAN, now=NOW, chance=0
+    )
     assert report is not None
-    assert report.subject == "group:solo"
+    assert report.subject == group_subject(alone) != group_subject(KEY)
+
+
+@pytest.mark.parametrize(
+    ("code", "model", "subject"),
+    [
+        ("rate_limit_exceeded", "m", rate_subject(KEY, "m")),
+        ("rate_limit_exceeded", "", group_subject(KEY)),
+        ("slow_down", "m", group_subject(KEY)),
+    ],
+)
+def test_cools_one_model_of_the_group_unless_the_whole_is_meant(code: str, model: str, subject: str) -> None:
+    report = blamed(failure(K.RATE_LIMITED, code), model=model)
+    assert report is not None
+    assert (report.subject, report.soft) == (subject, False)
+
+
+def test_a_key_refused_at_the_door_in_words_that_name_it_is_revoked_for_certain() -> None:
+    for code, soft in (("invalid_api_key", False), ("no_such_code", True)):
+        report = blamed(failure(K.AUTH_REJECTED, code, names_key=True, independent=True), confirmed=True)
+        assert report is not None
+        assert (report.state, report.soft) == (S.REVOKED, soft)
+        assert (report.lasting, report.at_most) == (
+            (spans.REFUSED_FOR, spans.REFUSED_AT_MOST) if soft else (spans.REVOKED_FOR, 0.0)
+        )
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.999])
+def test_a_cooling_is_never_shorter_than_the_jitter_allows(chance: float) -> None:
+    report = blamed(failure(K.RATE_LIMITED, retry_after=0.001), chance=chance)
+    assert report is not None
+    assert report.until == NOW + spans.COOLING_AT_LEAST
+
+
+def test_every_report_says_when_and_by_what_evidence() -> None:
+    for kind in FailureKind:
+        for confirmed in (True, False):
+            report = blamed(failure(kind, names_key=True), confirmed=confirmed, streak=9)
+            if report is not None:
+                assert (report.at, report.began, report.evidence, report.because) == (NOW, BEGAN, "turn-7", kind.value)
+                assert not (report.retracts or report.operator) and report.state is not S.HEALTHY

@@ -24,6 +24,7 @@ from broker.domain.commands import (
     Rebuild,
     Relay,
     Resolve,
+    Retract,
     Send,
     Tell,
 )
@@ -59,7 +60,7 @@ from broker.domain.selection import Wish
 from broker.domain.session import Pin, Session
 from broker.domain.turn import MAX_PIN_RACES, MAX_REPLAYS, TRANSITIONS, OutOfTurn, Policy, State, Turn
 from tests.domain import playbook
-from tests.domain.playbook import A2, FRAME, A, B, C, Playbook, failure, parent, pin, play, session, turn
+from tests.domain.playbook import A2, FRAME, A, B, C, D, Playbook, failure, parent, pin, play, session, turn
 
 K = FailureKind
 
@@ -93,11 +94,21 @@ def wish(
     def name(of: Credential | None) -> str | None:
         return of.name if of is not None else None
 
-    return Place(Wish("m", name(preferred), boundary, frozenset(each.name for each in tried), name(avoided)))
+    return Place(Wish("m", name(preferred), boundary, frozenset(each.key for each in tried), name(avoided), "sid"))
 
 
 def placed(on: Credential, nonce: str = "n2") -> Placed:
     return Placed(on, nonce)
+
+
+def tried(who: Credential, found: Failure) -> tuple[Credential, ...]:
+    """Who is out of the turn after a first failure: who limited its rate may serve it a moment later."""
+    return () if found.kind is K.RATE_LIMITED else (who,)
+
+
+def void(who: Credential, found: Failure) -> Blame:
+    """What is counted, and held against nobody."""
+    return Blame(who, found, False, void=True)
 
 
 def again(who: Credential, found: Failure) -> Blame:
@@ -151,6 +162,7 @@ def test_a_plain_turn() -> None:
         << Hold()
         >> Announced(PROGRESS)
         >> OutputBegan(DELTA)
+        << Absolve(A)
         << Relay((CREATED, PROGRESS, DELTA))
         >> OutputBegan(MORE)
         << Relay((MORE,))
@@ -158,7 +170,6 @@ def test_a_plain_turn() -> None:
         << Commit(DONE)
         >> Committed(pin(A), False)
         << Relay((DONE,))
-        << Absolve(A)
         << End(Outcome.COMPLETED)
     )
     assert (one.state, one.outcome, one.session.pin) == (State.ENDED, Outcome.COMPLETED, pin(A))
@@ -171,21 +182,21 @@ def test_nothing_of_a_turn_without_output_is_relayed_before_it_is_written() -> N
         >> Announced(CREATED)
         << Hold()
         >> Completed(DONE)
+        << Absolve(A)
         << Commit(DONE)
         >> Committed(None, False)
         << Relay((CREATED, DONE))
-        << Absolve(A)
         << End(Outcome.COMPLETED)
     )
 
 
 def test_a_response_that_only_completes() -> None:
-    talk = sent(turn()) >> Completed(DONE) << Commit(DONE) >> Committed(None, False) << Relay((DONE,))
-    assert talk << Absolve(A) << End(Outcome.COMPLETED)
+    talk = sent(turn()) >> Completed(DONE) << Absolve(A) << Commit(DONE) >> Committed(None, False) << Relay((DONE,))
+    assert talk << End(Outcome.COMPLETED)
 
 
 def test_announcements_after_the_first_output_pass_through() -> None:
-    talk = sent(turn()) >> OutputBegan(DELTA) << Relay((DELTA,))
+    talk = sent(turn()) >> OutputBegan(DELTA) << Absolve(A) << Relay((DELTA,))
     assert talk >> Announced(PROGRESS) << Relay((PROGRESS,))
     assert talk.turn.state is State.SHOWING
 
@@ -236,12 +247,12 @@ def test_a_successor_that_the_upstream_began_is_shown_at_once() -> None:
         >> Succeeded(A, parent(), CREATED)
         << Relay((CREATED,))
         >> OutputBegan(DELTA)
+        << Absolve(A)
         << Relay((DELTA,))
         >> Completed(DONE)
         << Commit(DONE)
         >> Committed(None, False)
         << Relay((DONE,))
-        << Absolve(A)
         << End(Outcome.COMPLETED)
     )
 
@@ -251,6 +262,53 @@ def test_a_successor_that_breaks_off_is_interrupted() -> None:
         play(turn()) >> Succeeded(A, parent(), CREATED) << Relay >> Failed(LOST) << Abandon() << Blame(A, LOST, False)
     )
     assert talk << Tell(errors.interrupted()) << End(Outcome.INTERRUPTED)
+
+
+def test_a_wish_names_the_session() -> None:
+    one = turn(of=session(sid="mine"))
+    talk = play(one) >> Began() << Place
+    assert talk.last(Place) == Place(Wish("m", session="mine"))
+
+
+def test_a_wish_names_the_session_that_the_parent_belongs_to() -> None:
+    talk = play(turn(of=session(sid="mine"), previous="resp_0")) >> Began() << Resolve
+    talk >> Resolved(parent(), session(sid="theirs")) << Place
+    assert talk.last(Place) == Place(Wish("m", session="theirs"))
+
+
+def test_a_turn_that_tries_a_credential_goes_like_any_other() -> None:
+    talk = play(turn()) >> Began() << wish() >> Placed(A, "n2", "a licence") << Open(A) >> Opened(False) << send()
+    assert talk >> OutputBegan(DELTA) << Absolve(A) << Relay((DELTA,))
+
+
+# --- proof ---
+
+
+def test_output_absolves_once_however_much_follows() -> None:
+    talk = sent(turn()) >> OutputBegan(DELTA) << Absolve(A) << Relay >> OutputBegan(MORE) << Relay((MORE,))
+    assert talk >> Completed(DONE) << Commit(DONE) >> Committed(None, False) << Relay << End
+
+
+def test_announcements_absolve_nobody_when_they_are_shown() -> None:
+    talk = sent(turn()) >> Announced(CREATED) << Hold() >> HoldElapsed() << Relay((CREATED,))
+    talk >> Announced(PROGRESS) << Relay((PROGRESS,))
+    assert talk >> OutputBegan(DELTA) << Absolve(A) << Relay((DELTA,))
+
+
+def test_a_completion_absolves_when_only_announcements_were_shown() -> None:
+    talk = sent(turn()) >> Announced(CREATED) << Hold() >> HoldElapsed() << Relay
+    assert talk >> Completed(DONE) << Absolve(A) << Commit(DONE)
+
+
+def test_a_credential_is_absolved_although_the_client_leaves_before_the_end() -> None:
+    talk = sent(turn()) >> OutputBegan(DELTA) << Absolve(A) << Relay
+    assert talk >> ClientLeft() << Abandon() << End(Outcome.CLIENT_LEFT)
+
+
+def test_only_who_serves_is_absolved() -> None:
+    talk = moved(sent(turn()), QUOTA) >> OutputBegan(DELTA) << Absolve(B) << Relay >> Completed(DONE) << Commit
+    assert talk
+    assert [said for said in talk.said if isinstance(said, Absolve)] == [Absolve(B)]
 
 
 # --- holding back ---
@@ -281,13 +339,13 @@ MOVES = [AUTH, NO_MODEL, QUOTA, RATE, BUSY, LOST]
 @pytest.mark.parametrize("found", MOVES, ids=lambda found: found.kind.value)
 def test_moves_to_another_credential_before_anything_was_sent(found: Failure) -> None:
     found = handshake(found)
-    talk = opening(turn()) >> Failed(found) << Abandon() << Blame(A, found, True) << wish(A, tried=(A,))
+    talk = opening(turn()) >> Failed(found) << Abandon() << Blame(A, found, True) << wish(A, tried=tried(A, found))
     assert talk >> placed(B) << FailOver(found, Phase.BEFORE_SEND) << Open(B) >> Opened(False) << Send
 
 
 @pytest.mark.parametrize("found", MOVES, ids=lambda found: found.kind.value)
 def test_moves_to_another_credential_after_sending(found: Failure) -> None:
-    talk = sent(turn()) >> Failed(found) << Abandon() << Blame(A, found, False) << wish(A, tried=(A,))
+    talk = sent(turn()) >> Failed(found) << Abandon() << Blame(A, found, False) << wish(A, tried=tried(A, found))
     assert talk >> placed(B) << FailOver(found, Phase.SENT) << Open(B)
     assert talk >> Opened(False) << send(cause=found.kind.value)
 
@@ -296,13 +354,14 @@ def test_moves_to_another_credential_after_sending(found: Failure) -> None:
 def test_moves_after_created_and_shows_nothing_of_the_first_attempt(found: Failure) -> None:
     talk = sent(turn()) >> Announced(b"created at a") << Hold() >> Failed(found) << Abandon() << Blame << Place
     talk >> placed(B) << FailOver << Open(B) >> Opened(False) << Send
-    assert talk >> Announced(b"created at b") << Hold() >> OutputBegan(DELTA) << Relay((b"created at b", DELTA))
+    talk >> Announced(b"created at b") << Hold() >> OutputBegan(DELTA) << Absolve(B)
+    assert talk << Relay((b"created at b", DELTA))
 
 
 @pytest.mark.parametrize("found", [AUTH, QUOTA, RATE, BUSY, LOST, EXPIRED, PRNF], ids=lambda found: found.kind.value)
 def test_is_interrupted_after_something_was_shown(found: Failure) -> None:
-    talk = incremented(turn(of=session(pinned=pin(A)), previous="resp_0"), parent()) >> OutputBegan(DELTA) << Relay
-    talk >> Failed(found) << Abandon() << Blame
+    talk = incremented(turn(of=session(pinned=pin(A)), previous="resp_0"), parent()) >> OutputBegan(DELTA)
+    talk << Absolve(A) << Relay >> Failed(found) << Abandon() << Blame
     if found is AUTH:
         talk << again(A, AUTH)
     assert talk << Tell(errors.interrupted()) << End(Outcome.INTERRUPTED)
@@ -310,7 +369,7 @@ def test_is_interrupted_after_something_was_shown(found: Failure) -> None:
 
 @pytest.mark.parametrize("found", [FAULT, NO_MODEL, FOREIGN], ids=lambda found: found.kind.value)
 def test_passes_the_vendors_words_on_after_something_was_shown(found: Failure) -> None:
-    talk = sent(turn()) >> OutputBegan(DELTA) << Relay >> Failed(found) << Abandon() << Blame
+    talk = sent(turn()) >> OutputBegan(DELTA) << Absolve << Relay >> Failed(found) << Abandon() << Blame
     assert talk << Tell(None, found.raw) << End(Outcome.REQUEST_FAULT)
 
 
@@ -335,11 +394,12 @@ def test_a_pin_moves_off_a_sick_credential_before_any_failure() -> None:
 
 def test_a_session_avoids_who_broke_off_its_last_turn_until_one_ends_well() -> None:
     one = turn(of=session(pinned=pin(A)))
-    sent(one) >> OutputBegan(DELTA) << Relay >> Failed(LOST) << Abandon() << Blame << Tell << End(Outcome.INTERRUPTED)
+    talk = sent(one) >> OutputBegan(DELTA) << Absolve << Relay >> Failed(LOST) << Abandon() << Blame << Tell
+    assert talk << End(Outcome.INTERRUPTED)
     again = turn(of=one.session)
     talk = play(again) >> Began() << wish(A, avoided=A) >> placed(B)
     talk << MovePin(pin(A), Pin("b", 2, "n2", "interrupted")) >> PinMoved(pin(B, 2)) << Open(B) >> Opened(False) << Send
-    assert talk >> Completed(DONE) << Commit >> Committed(None, False) << Relay << Absolve << End
+    assert talk >> Completed(DONE) << Absolve(B) << Commit >> Committed(None, False) << Relay << End
     assert play(turn(of=one.session)) >> Began() << wish(B)
 
 
@@ -405,8 +465,8 @@ def test_tells_what_the_last_one_said(after: Failure, code: str) -> None:
     assert nobody("tried", after=after).code == code
 
 
-@pytest.mark.parametrize("reasons", [("exhausted", "busy"), ("exhausted", "cooling")])
-def test_does_not_tell_of_exhaustion_while_somebody_is_only_busy(reasons: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("reasons", [("exhausted", each) for each in ("busy", "cooling", "half_open", "ramping")])
+def test_does_not_tell_of_exhaustion_while_somebody_may_serve_in_a_moment(reasons: tuple[str, ...]) -> None:
     assert nobody(*reasons, resets_at=86400.0).code != "usage_limit_reached"
 
 
@@ -415,8 +475,15 @@ def test_does_not_tell_of_exhaustion_when_somebody_may_serve_in_a_moment(after: 
     assert nobody("exhausted", "tried", after=after, resets_at=86400.0).code == nobody("tried", after=after).code
 
 
-def test_does_not_tell_of_exhaustion_when_all_only_cool() -> None:
-    assert nobody("cooling").code == "rate_limit_exceeded"
+@pytest.mark.parametrize("reason", ["cooling", "half_open", "ramping"])
+def test_tells_of_a_moment_when_all_only_cool_or_come_back(reason: str) -> None:
+    assert nobody(reason, "model", resets_at=90.0) == errors.all_cooling(90.0, 0.0)
+    assert nobody(reason, "busy") == errors.all_cooling(None, 0.0)
+
+
+@pytest.mark.parametrize("reason", ["busy", "cooling", "half_open", "ramping"])
+def test_tells_what_the_last_one_said_while_another_may_serve_in_a_moment(reason: str) -> None:
+    assert nobody("exhausted", reason, after=QUOTA, resets_at=86400.0).code == "rate_limit_exceeded"
 
 
 def test_tells_the_span_to_a_reset_by_the_clock_of_the_reset() -> None:
@@ -463,6 +530,11 @@ def test_a_wish_of_this_node_needs_no_race() -> None:
 # --- poison ---
 
 
+def blames(talk: Playbook) -> list[Blame]:
+    """Every failure that was reported, in order."""
+    return [said for said in talk.said if isinstance(said, Blame)]
+
+
 def moved(talk: Playbook, found: Failure, to: Credential = B) -> Playbook:
     """The attempt fails, and the turn is sent again elsewhere."""
     return (
@@ -480,32 +552,34 @@ def moved(talk: Playbook, found: Failure, to: Credential = B) -> Playbook:
 
 
 def test_two_alike_refusals_end_the_turn_and_confirm_nothing() -> None:
-    talk = moved(sent(turn()), SCOPE) >> Failed(SCOPE) << Abandon() << Blame(B, SCOPE, False)
+    talk = moved(sent(turn()), SCOPE) >> Failed(SCOPE) << Abandon() << Retract(A) << void(B, SCOPE)
     assert talk << Tell(errors.refused(SCOPE)) << End(Outcome.REQUEST_FAULT)
-    blames = [said for said in talk.said if isinstance(said, Blame)]
-    assert not any(said.confirmed for said in blames)
-    spared = [
-        blame(said.failure, said.credential, "m", confirmed=False, streak=0, evidence="", now=0, chance=0)
-        for said in blames
-    ]
-    assert [report and report.state for report in spared] == [HealthState.SUSPECT, HealthState.SUSPECT]
+    assert [said.void for said in blames(talk)] == [False, True]
+    assert not any(said.confirmed for said in blames(talk))
+    first = blames(talk)[0]
+    report = blame(
+        first.failure, first.credential, "m", confirmed=False, streak=0, evidence="", began=0, now=0, chance=0
+    )
+    assert report is not None
+    assert report.state is HealthState.SUSPECT
 
 
 def test_a_code_that_names_the_key_needs_a_third_witness() -> None:
     """Two keys of one organisation may well be revoked together; three that fail alike are the request's doing."""
-    talk = moved(moved(sent(turn()), AUTH), AUTH, C) >> Failed(AUTH) << Abandon() << Blame(C, AUTH, False)
-    assert talk << Tell(errors.refused(AUTH)) << End(Outcome.REQUEST_FAULT)
-    assert not any(said.confirmed for said in talk.said if isinstance(said, Blame))
+    talk = moved(moved(sent(turn()), AUTH), AUTH, C) >> Failed(AUTH) << Abandon() << Retract(A) << Retract(B)
+    assert talk << void(C, AUTH) << Tell(errors.refused(AUTH)) << End(Outcome.REQUEST_FAULT)
+    assert not any(said.confirmed for said in blames(talk))
 
 
 def test_two_keys_that_were_revoked_together_are_confirmed_by_a_third() -> None:
     talk = moved(moved(sent(turn()), AUTH), AUTH, C) >> OutputBegan(DELTA)
-    assert talk << again(A, AUTH) << again(B, AUTH) << Relay((DELTA,))
+    assert talk << Absolve(C) << again(A, AUTH) << again(B, AUTH) << Relay((DELTA,))
 
 
 def test_two_who_agree_are_enough_when_nobody_else_is_left() -> None:
     talk = moved(sent(turn()), AUTH) >> Failed(AUTH) << Abandon() << Blame(B, AUTH, False) << Place
-    assert talk >> NonePlaced(frozenset({"tried"})) << Tell(errors.refused(AUTH)) << End(Outcome.REQUEST_FAULT)
+    talk >> NonePlaced(frozenset({"tried"})) << Retract(A) << Retract(B)
+    assert talk << Tell(errors.refused(AUTH)) << End(Outcome.REQUEST_FAULT)
 
 
 @pytest.mark.parametrize("last", [RATE, handshake(AUTH)], ids=["rate_limited", "refused handshake"])
@@ -516,12 +590,11 @@ def test_two_who_agree_are_not_confirmed_by_another_failure_at_the_end(last: Fai
         if not last.independent or following is B:
             talk >> Opened(False) << Send
     talk >> Failed(last) << Abandon() << Blame << Place >> NonePlaced(frozenset({"tried"})) << ... << End
-    blames = [said for said in talk.said if isinstance(said, Blame)]
-    assert not [said for said in blames if said.failure == AUTH and said.confirmed]
+    assert not [said for said in blames(talk) if said.failure == AUTH and said.confirmed]
 
 
 def test_a_model_that_two_refuse_alike_is_the_vendors_to_explain() -> None:
-    talk = moved(sent(turn()), NO_MODEL) >> Failed(NO_MODEL) << Abandon() << Blame(B, NO_MODEL, False)
+    talk = moved(sent(turn()), NO_MODEL) >> Failed(NO_MODEL) << Abandon() << Retract(A) << void(B, NO_MODEL)
     assert talk << Tell(None, NO_MODEL.raw) << End(Outcome.REQUEST_FAULT)
 
 
@@ -547,17 +620,17 @@ def test_a_refused_handshake_is_no_witness_against_a_request(found: Failure) -> 
 
 @pytest.mark.parametrize("found", [AUTH, NO_MODEL], ids=lambda found: found.kind.value)
 def test_a_success_elsewhere_confirms_that_the_credential_was_at_fault(found: Failure) -> None:
-    talk = moved(sent(turn()), found) >> OutputBegan(DELTA) << again(A, found) << Relay((DELTA,))
+    talk = moved(sent(turn()), found) >> OutputBegan(DELTA) << Absolve(B) << again(A, found) << Relay((DELTA,))
     assert talk >> Completed(DONE) << Commit(DONE)
 
 
 def test_a_completion_without_output_confirms_too() -> None:
-    assert moved(sent(turn()), AUTH) >> Completed(DONE) << again(A, AUTH) << Commit(DONE)
+    assert moved(sent(turn()), AUTH) >> Completed(DONE) << Absolve(B) << again(A, AUTH) << Commit(DONE)
 
 
 def test_an_announcement_confirms_nothing() -> None:
     talk = moved(sent(turn()), SCOPE) >> Announced(CREATED) << Hold()
-    talk >> Failed(SCOPE) << Abandon() << Blame(B, SCOPE, False) << Tell(errors.refused(SCOPE))
+    talk >> Failed(SCOPE) << Abandon() << Retract(A) << void(B, SCOPE) << Tell(errors.refused(SCOPE))
     assert talk << End(Outcome.REQUEST_FAULT)
 
 
@@ -582,6 +655,139 @@ def test_a_request_fault_is_passed_on_with_what_was_held() -> None:
     talk = sent(one) >> Announced(CREATED) << Hold() >> Failed(FAULT) << Abandon() << Blame(A, FAULT, False)
     assert talk << Tell(None, FAULT.raw, (CREATED,)) << End(Outcome.REQUEST_FAULT)
     assert one.session.pin == pin(A)
+
+
+def test_every_doubt_of_a_poisonous_request_is_retracted() -> None:
+    """Three refused it, two of them alike: what the other one said was the request's doing, too."""
+    talk = moved(moved(sent(turn()), AUTH), SCOPE, C) >> Failed(SCOPE) << Abandon() << Retract(A) << Retract(B)
+    assert talk << void(C, SCOPE) << Tell(errors.refused(SCOPE)) << End(Outcome.REQUEST_FAULT)
+
+
+def test_a_poison_that_four_credentials_refuse_leaves_no_doubt() -> None:
+    talk = moved(moved(moved(sent(turn()), AUTH), NO_MODEL, C), SCOPE, D) >> Failed(SCOPE) << Abandon()
+    talk << Retract(A) << Retract(B) << Retract(C) << void(D, SCOPE) << Tell(errors.refused(SCOPE))
+    assert talk << End(Outcome.REQUEST_FAULT)
+    assert [said.void for said in blames(talk)] == [False, False, True, True]
+    assert not any(said.confirmed for said in blames(talk))
+
+
+def test_a_third_witness_is_asked_although_doubt_was_cast_on_two_already() -> None:
+    talk = moved(moved(moved(sent(turn()), NO_MODEL), AUTH, C), AUTH, D) >> Failed(AUTH) << Abandon()
+    assert talk << Retract(A) << Retract(B) << Retract(C) << void(D, AUTH) << Tell(errors.refused(AUTH)) << End
+    assert blames(talk)[2:] == [void(C, AUTH), void(D, AUTH)]
+
+
+@pytest.mark.parametrize("stated", [QUOTA, RATE, BUSY], ids=lambda found: found.kind.value)
+def test_what_a_vendor_stated_is_not_retracted_with_the_poison(stated: Failure) -> None:
+    talk = moved(moved(sent(turn()), stated), SCOPE, C) >> Failed(SCOPE) << Abandon() << Retract(B) << void(C, SCOPE)
+    assert talk << Tell << End(Outcome.REQUEST_FAULT)
+
+
+def test_a_refused_handshake_is_not_retracted_with_the_poison() -> None:
+    refused = handshake(AUTH)
+    talk = opening(turn()) >> Failed(refused) << Abandon() << Blame(A, refused, True) << Place >> placed(B) << FailOver
+    talk = moved(talk << Open(B) >> Opened(False) << Send, SCOPE, C) >> Failed(SCOPE) << Abandon() << Retract(B)
+    assert talk << void(C, SCOPE) << Tell << End(Outcome.REQUEST_FAULT)
+
+
+# --- how much one turn may say against others ---
+
+
+def test_one_turn_casts_doubt_on_two_credentials_at_most() -> None:
+    talk = moved(moved(sent(turn()), SCOPE), NO_MODEL, C) >> Failed(LOST) << Abandon() << void(C, LOST)
+    assert talk << wish(C, tried=(A, B, C)) >> placed(D) << FailOver << Open(D)
+    assert blames(talk)[:2] == [Blame(A, SCOPE, False), Blame(B, NO_MODEL, False)]
+
+
+def test_three_transports_lost_cast_doubt_on_two() -> None:
+    talk = moved(moved(sent(turn()), LOST), LOST, C) >> Failed(LOST) << Abandon() << void(C, LOST)
+    assert talk << Tell(errors.unserved(LOST)) << End(Outcome.UNSERVED)
+    assert blames(talk)[:2] == [Blame(A, LOST, False), Blame(B, LOST, False)]
+
+
+def test_one_turn_casts_doubt_on_a_credential_once() -> None:
+    talk = sent(turn()) >> Failed(LOST) << Abandon() << Blame(A, LOST, False) << Place
+    talk >> NonePlaced(frozenset({"tried"})) << wish(A) >> placed(A) << Open(A) >> Opened(False) << Send
+    assert talk >> Failed(LOST) << Abandon() << void(A, LOST) << wish(A, tried=(A,))
+
+
+@pytest.mark.parametrize("stated", [QUOTA, RATE, BUSY], ids=lambda found: found.kind.value)
+def test_what_a_vendor_states_is_no_doubt_and_always_counts(stated: Failure) -> None:
+    talk = moved(moved(sent(turn()), SCOPE), AUTH, C)
+    assert talk >> Failed(stated) << Abandon() << Blame(C, stated, False) << Place
+    first = moved(moved(sent(turn()), stated), SCOPE, C)
+    assert first >> Failed(AUTH) << Abandon() << Blame(C, AUTH, False) << Place
+
+
+@pytest.mark.parametrize("found", [AUTH, NO_MODEL, LOST], ids=lambda found: found.kind.value)
+def test_a_refused_handshake_always_counts(found: Failure) -> None:
+    refused = handshake(found)
+    talk = moved(sent(turn()), SCOPE) >> Failed(AUTH) << Abandon() << Blame << Place >> placed(C) << FailOver << Open(C)
+    assert talk >> Failed(refused) << Abandon() << Blame(C, refused, True) << wish(C, tried=(A, B, C))
+
+
+@pytest.mark.parametrize("found", [AUTH, NO_MODEL, LOST], ids=lambda found: found.kind.value)
+def test_a_refused_handshake_leaves_room_for_two_doubts(found: Failure) -> None:
+    refused = handshake(found)
+    talk = opening(turn()) >> Failed(refused) << Abandon() << Blame << Place >> placed(B) << FailOver << Open(B)
+    talk = moved(talk >> Opened(False) << Send, SCOPE, C)
+    assert talk >> Failed(LOST) << Abandon() << Blame(C, LOST, False) << Place
+
+
+def test_a_success_confirms_what_was_void_before() -> None:
+    talk = moved(moved(moved(sent(turn()), SCOPE), AUTH, C), NO_MODEL, D)
+    assert blames(talk)[2] == void(C, NO_MODEL)
+    talk >> OutputBegan(DELTA) << Absolve(D) << again(A, SCOPE) << again(B, AUTH) << again(C, NO_MODEL)
+    assert talk << Relay((DELTA,))
+
+
+def test_what_a_success_has_confirmed_is_not_confirmed_again() -> None:
+    talk = moved(sent(turn()), AUTH) >> OutputBegan(DELTA) << Absolve(B) << again(A, AUTH) << Relay((DELTA,))
+    talk >> Failed(LOST) << Abandon() << Blame(B, LOST, False)
+    assert talk << Tell(errors.interrupted()) << End(Outcome.INTERRUPTED)
+
+
+# --- a limit of rate ---
+
+
+def limited_once() -> Playbook:
+    """A turn on its way to A for the second time, after A limited its rate."""
+    talk = sent(turn()) >> Failed(RATE) << Abandon() << Blame(A, RATE, False) << wish(A)
+    return talk >> placed(A) << Open(A) >> Opened(False) << send(cause="rate_limited")
+
+
+def test_a_turn_comes_back_to_who_limited_its_rate_and_that_is_no_failover() -> None:
+    talk = limited_once() >> OutputBegan(DELTA) << Absolve(A) << Relay((DELTA,)) >> Completed(DONE) << Commit(DONE)
+    assert talk
+    assert not any(isinstance(said, FailOver | MovePin) for said in talk.said)
+
+
+def test_a_turn_comes_back_to_who_limited_its_rate_at_the_door() -> None:
+    refused = handshake(RATE)
+    talk = opening(turn()) >> Failed(refused) << Abandon() << Blame(A, refused, True) << wish(A) >> placed(A) << Open(A)
+    assert talk >> Failed(refused) << Abandon() << Blame(A, refused, True) << wish(A, tried=(A,))
+
+
+def test_a_turn_comes_back_to_who_limited_its_rate_only_once() -> None:
+    talk = limited_once() >> Failed(RATE) << Abandon() << Blame(A, RATE, False) << wish(A, tried=(A,))
+    assert talk >> NonePlaced(frozenset({"cooling"}), 60.0) << Tell(errors.unserved(RATE)) << End(Outcome.UNSERVED)
+
+
+def test_a_turn_comes_back_once_to_each_who_limited_its_rate() -> None:
+    talk = moved(sent(turn()), RATE) >> Failed(RATE) << Abandon() << Blame(B, RATE, False) << wish(B) >> placed(A)
+    talk << FailOver(RATE, Phase.SENT) << Open(A) >> Opened(False) << Send >> Failed(RATE) << Abandon() << Blame
+    talk << wish(A, tried=(A,)) >> placed(B) << FailOver << Open(B) >> Opened(False) << Send
+    assert talk >> Failed(RATE) << Abandon() << Blame << wish(B, tried=(A, B))
+
+
+@pytest.mark.parametrize("found", [AUTH, QUOTA, BUSY, LOST], ids=lambda found: found.kind.value)
+def test_who_limited_the_rate_and_fails_otherwise_is_left(found: Failure) -> None:
+    assert limited_once() >> Failed(found) << Abandon() << Blame(A, found, False) << wish(A, tried=(A,))
+
+
+def test_a_turn_that_waited_for_a_limit_in_vain_is_told_of_it() -> None:
+    talk = sent(turn()) >> Failed(RATE) << Abandon() << Blame << Place
+    assert talk >> NonePlaced(frozenset({"cooling"})) << Tell(errors.unserved(RATE)) << End(Outcome.UNSERVED)
 
 
 # --- continuation ---
@@ -754,7 +960,7 @@ def test_a_turn_that_may_stand_in_a_conversation_already_is_not_sent_again() -> 
 @pytest.mark.parametrize("found", [QUOTA, RATE], ids=lambda found: found.kind.value)
 def test_a_turn_of_a_conversation_is_sent_again_when_it_has_not_run(found: Failure) -> None:
     talk = sent(turn(binding="a conversation")) >> Failed(found) << Abandon() << Blame
-    assert talk << wish(A, boundary="north", tried=(A,))
+    assert talk << wish(A, boundary="north", tried=tried(A, found))
 
 
 def test_a_turn_of_a_conversation_is_sent_when_the_socket_was_lost_before() -> None:
@@ -834,19 +1040,19 @@ def test_a_turn_whose_client_leaves_is_abandoned(stage: str) -> None:
 
 
 def test_a_turn_that_is_being_written_is_written_although_the_client_leaves() -> None:
-    talk = sent(turn()) >> Completed(DONE) << Commit(DONE) >> ClientLeft() >> Committed(None, False)
-    assert talk << Relay((DONE,)) << Absolve(A) << End(Outcome.COMPLETED)
+    talk = sent(turn()) >> Completed(DONE) << Absolve(A) << Commit(DONE) >> ClientLeft() >> Committed(None, False)
+    assert talk << Relay((DONE,)) << End(Outcome.COMPLETED)
 
 
 def test_a_commit_adopts_the_pin_that_the_store_has() -> None:
     one = turn(of=session(pinned=pin(A), incremental_disabled=True))
-    sent(one) >> Completed(DONE) << Commit >> Committed(pin(C, 9), False) << Relay << Absolve << End
+    assert sent(one) >> Completed(DONE) << Absolve << Commit >> Committed(pin(C, 9), False) << Relay << End
     assert (one.session.pin, one.session.incremental_disabled) == (pin(C, 9), False)
 
 
 def test_a_commit_that_waits_for_the_store_changes_no_pin() -> None:
     one = turn(of=session(pinned=pin(A), incremental_disabled=True))
-    sent(one) >> Completed(DONE) << Commit >> Committed(None, False) << Relay << Absolve << End
+    assert sent(one) >> Completed(DONE) << Absolve << Commit >> Committed(None, False) << Relay << End
     assert (one.session.pin, one.session.incremental_disabled) == (pin(A), True)
 
 

@@ -24,6 +24,7 @@ from broker.domain.commands import (
     Outcome,
     Place,
     Relay,
+    Retract,
     Send,
     Tell,
 )
@@ -37,14 +38,15 @@ from broker.domain.events import (
     Failed,
     NonePlaced,
     Opened,
+    OutputBegan,
     Placed,
 )
 from broker.domain.failure import Failure, FailureKind, Phase
 from broker.domain.session import Pin
-from broker.domain.turn import TRANSITIONS, State, Turn
-from tests.domain.playbook import A, B, failure, parent, pin, session, turn
+from broker.domain.turn import MAX_DOUBTED, TRANSITIONS, State, Turn
+from tests.domain.playbook import A, B, C, D, failure, parent, pin, session, turn
+from tests.domain.world import DOUBTS, FAULTS, PRNF, PROMISES, Broken, walk
 from tests.domain.world import FAULT as REQUEST_FAULT
-from tests.domain.world import FAULTS, PRNF, PROMISES, Broken, walk
 
 WALKS = 6000
 
@@ -295,6 +297,156 @@ class SaysNothing(Turn):
         return [command for command in Turn._tell(self, outcome, reply, verbatim) if type(command) is not Tell]
 
 
+class AbsolvesBeforeProof(Rewired):
+    """An announcement is taken for proof."""
+
+    def _announce(self, event: Announced, now: float) -> list[Command]:
+        return [*self._prove(), *Turn._announced(self, event, now)]
+
+    rewired: ClassVar = {(State.WAITING, Announced): _announce}
+
+
+class AbsolvesAgainAndAgain(Turn):
+    """Every piece of output absolves anew."""
+
+    def _prove(self) -> list[Command]:
+        self._proved = False
+        return Turn._prove(self)
+
+
+class AbsolvesAfterTheCommit(Turn):
+    """Who serves is absolved only when all is written."""
+
+    def _prove(self) -> list[Command]:
+        return [command for command in Turn._prove(self) if type(command) is not Absolve]
+
+    def _committed(self, event: Committed, now: float) -> list[Command]:
+        assert self.credential is not None
+        return [Absolve(self.credential), *Turn._committed(self, event, now)]
+
+
+class AbsolvesAfterShowing(Rewired):
+    """Output is shown before anybody hears that the credential serves."""
+
+    def _output(self, event: OutputBegan, now: float) -> list[Command]:
+        self._held.append(event.raw)
+        return [*self._show(), *self._prove()]
+
+    rewired: ClassVar = {(State.WAITING, OutputBegan): _output}
+
+
+class AbsolvesNobody(Turn):
+    """That a credential serves is kept to itself."""
+
+    def _prove(self) -> list[Command]:
+        return [command for command in Turn._prove(self) if type(command) is not Absolve]
+
+
+class AbsolvesAnother(Turn):
+    """The credential that failed first is absolved by who serves."""
+
+    def _prove(self) -> list[Command]:
+        first = self.failures[0][0] if self.failures else None
+        return [Absolve(first) if first and type(c) is Absolve else c for c in Turn._prove(self)]
+
+
+class ConfirmsNobody(Turn):
+    """That others refused what is served now is kept to itself."""
+
+    def _prove(self) -> list[Command]:
+        return [command for command in Turn._prove(self) if type(command) is not Blame]
+
+
+class CountsWhatStays(Rewired):
+    """A turn that comes back to the same credential is counted as a failover."""
+
+    def _count(self, event: Placed, now: float) -> list[Command]:
+        moving, self._moving = self._moving, None
+        return [*([moving] if moving is not None else []), *Turn._placed(self, event, now)]
+
+    rewired: ClassVar = {(State.PLACING, Placed): _count}
+
+
+class DoubtsEverybody(Turn):
+    """There is no end to whom one turn speaks against."""
+
+    def _may_say(self, failure: Failure) -> bool:
+        assert self.credential is not None
+        again = self.credential.name in self._doubted
+        self._doubted |= {self.credential.name}
+        return failure.row.effect not in DOUBTS or failure.independent or not again
+
+
+class DoubtsOneTwice(Turn):
+    """One turn speaks twice against the same credential."""
+
+    def _may_say(self, failure: Failure) -> bool:
+        assert self.credential is not None
+        self._doubted -= {self.credential.name}
+        return Turn._may_say(self, failure)
+
+
+class VoidsWhatIsStated(Turn):
+    """What a vendor states is taken for doubt."""
+
+    def _may_say(self, failure: Failure) -> bool:
+        assert self.credential is not None
+        if self.credential.name in self._doubted or len(self._doubted) >= MAX_DOUBTED:
+            return False
+        return Turn._may_say(self, failure)
+
+
+class VoidsWhatTheDoorSays(Turn):
+    """A refused handshake is taken for what the request provoked."""
+
+    def _may_say(self, failure: Failure) -> bool:
+        return Turn._may_say(self, replace(failure, independent=False))
+
+
+class RetractsNothing(Turn):
+    """What a poisonous request said about others stays."""
+
+    def _blame(self, failure: Failure, poisonous: bool) -> list[Command]:
+        return [command for command in Turn._blame(self, failure, poisonous) if type(command) is not Retract]
+
+
+class RetractsOnlyTheNewest(Turn):
+    """Of what a poisonous request said about others only the last is taken back."""
+
+    def _blame(self, failure: Failure, poisonous: bool) -> list[Command]:
+        return Turn._blame(self, failure, poisonous)[-2 if poisonous else 0 :]
+
+
+class HoldsPoisonAgainstTheLast(Turn):
+    """The last of those who refuse a poisonous request is doubted."""
+
+    def _blame(self, failure: Failure, poisonous: bool) -> list[Command]:
+        commands = Turn._blame(self, failure, poisonous)
+        may = poisonous and len(self._doubted) < MAX_DOUBTED
+        return [structs.replace(c, void=False) if may and type(c) is Blame else c for c in commands]
+
+
+class LeavesWhoLimitsItsRate(Turn):
+    """A credential that limits its rate is out of the turn."""
+
+    def _may_come_again(self, failure: Failure) -> bool:
+        return False
+
+
+class ComesBackForEver(Turn):
+    """A credential that limits its rate is asked as often as it lets itself be asked."""
+
+    def _may_come_again(self, failure: Failure) -> bool:
+        return failure.kind is FailureKind.RATE_LIMITED
+
+
+class ComesBackToAnybody(Turn):
+    """A credential that fails in any way is placed once more."""
+
+    def _may_come_again(self, failure: Failure) -> bool:
+        return len([c for c, _ in self.failures if c is self.credential]) <= 1
+
+
 PLANTED: dict[type[Turn], str] = {
     RelaysBeforeOutput: "held back",
     SkipsCommit: "written first",
@@ -318,6 +470,24 @@ PLANTED: dict[type[Turn], str] = {
     SkipsEpochs: "pins by rule",
     InventsATime: "told truly",
     GivesUp: "completes",
+    AbsolvesBeforeProof: "absolved by proof",
+    AbsolvesAgainAndAgain: "absolved by proof",
+    AbsolvesAfterTheCommit: "absolved by proof",
+    AbsolvesAfterShowing: "absolved by proof",
+    AbsolvesNobody: "absolved by proof",
+    AbsolvesAnother: "absolved by proof",
+    ConfirmsNobody: "confirmed by success",
+    CountsWhatStays: "moves are counted",
+    DoubtsEverybody: "few doubts",
+    DoubtsOneTwice: "few doubts",
+    VoidsWhatIsStated: "what is stated counts",
+    VoidsWhatTheDoorSays: "what is stated counts",
+    RetractsNothing: "poison leaves no doubt",
+    RetractsOnlyTheNewest: "poison leaves no doubt",
+    HoldsPoisonAgainstTheLast: "poison leaves no doubt",
+    LeavesWhoLimitsItsRate: "completes",
+    ComesBackForEver: "placed well",
+    ComesBackToAnybody: "placed well",
 }
 BUDGET = 3000
 
@@ -337,15 +507,18 @@ def test_a_planted_bug_is_noticed(machine: type[Turn]) -> None:
 # --- events in any order that the table takes, whatever was asked ---
 
 
+REASONS = ["tried", "exhausted", "busy", "model", "cooling", "half_open", "ramping"]
+
+
 def any_event(kind: type, rng: Random, number: int) -> Event:
     raw = b"%d %b" % (number, kind.__name__.encode())
     faults = [*FAULTS.values(), PRNF, REQUEST_FAULT, failure(FailureKind.CIPHERTEXT_FOREIGN)]
-    who = rng.choice([A, B])
+    who = rng.choice([A, B, C, D])
     made: dict[type, Callable[[], Event]] = {
         events.Succeeded: lambda: events.Succeeded(who, parent(), raw),
         events.Resolved: lambda: events.Resolved(parent(who, seen=rng.random() < 0.5), session(pinned=pin(A))),
-        Placed: lambda: Placed(who, f"n{number}"),
-        NonePlaced: lambda: NonePlaced(frozenset(rng.sample(["tried", "exhausted", "busy", "model", "cooling"], 2))),
+        Placed: lambda: Placed(who, f"n{number}", rng.choice(["", "a licence"])),
+        NonePlaced: lambda: NonePlaced(frozenset(rng.sample(REASONS, 2))),
         events.PinMoved: lambda: events.PinMoved(pin(who, number)),
         events.PinStale: lambda: events.PinStale(pin(who, number), rng.random() < 0.5),
         Opened: lambda: Opened(rng.random() < 0.5),
@@ -380,6 +553,10 @@ def test_any_order_of_events_ends_once_with_an_outcome(part: int) -> None:
         check(one, said)
 
 
+def is_doubt(found: Failure) -> bool:
+    return found.row.effect in DOUBTS and not found.independent
+
+
 def check(one: Turn, said: list[Command]) -> None:
     """What holds whatever happens."""
     kinds = [type(command) for command in said]
@@ -388,7 +565,15 @@ def check(one: Turn, said: list[Command]) -> None:
     )
     assert kinds[-1] is End
     assert kinds.count(Commit) <= 1
-    assert kinds.count(Tell) + kinds.count(Absolve) <= 1
+    assert kinds.count(Tell) <= 1
+    assert kinds.count(Absolve) <= 1
+    doubts = [
+        command.credential.name
+        for command in said
+        if isinstance(command, Blame) and not command.void and not command.again and is_doubt(command.failure)
+    ]
+    assert len(doubts) == len(set(doubts)) <= 2
+    assert all(is_doubt(command.failure) for command in said if isinstance(command, Blame) and command.void)
     shown = kinds.index(Relay) if Relay in kinds else len(kinds)
     assert not {Send, Open, Place, MovePin} & set(kinds[shown:])
     frames = [frame for command in said if isinstance(command, Relay) for frame in command.frames]

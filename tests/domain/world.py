@@ -31,6 +31,7 @@ from broker.domain.commands import (
     Rebuild,
     Relay,
     Resolve,
+    Retract,
     Send,
     Tell,
 )
@@ -59,10 +60,11 @@ from broker.domain.events import (
     Resolved,
     StoreLost,
 )
-from broker.domain.failure import Failure, FailureKind
-from broker.domain.health import HealthSnapshot, HealthState, merge
-from broker.domain.selection import select
+from broker.domain.failure import Effect, Failure, FailureKind
+from broker.domain.health import AuthHealth, HealthReport, HealthState, credential_subject, merge
+from broker.domain.selection import Candidate, Choice, Loads, Wish, select
 from broker.domain.session import Pin
+from broker.domain.snapshot import HealthSnapshot
 from broker.domain.turn import OutOfTurn, Policy, State, Turn
 from tests.domain.playbook import FRAME, credential, failure, parent, session, turn
 
@@ -75,12 +77,18 @@ PROMISES = {
     "held back": "nothing is relayed before the first output, unless announcements were held too long or too many",
     "sent no more": "after anything was shown nothing is sent, opened or placed any more",
     "written first": "the terminal event is relayed after the commit, and the turn is committed at most once",
+    "absolved by proof": "who serves is absolved once, at the first output or completion, and nobody before",
     "bounded": "the number of sends is bounded",
     "no amnesia": "what is sent is a rebuilt chain, or the client's own frame where its parent is, or needs none",
     "not twice": "a turn that may stand in a conversation of the vendor's already is not sent again",
     "placed well": "no credential is opened that is blocked, or out of reach, or has failed this turn already",
     "faults harm nobody": "a fault of the request changes no health and moves no pin, and ends the turn",
     "poison confirms nothing": "a request that everybody refuses alike is told so, and confirms nothing",
+    "confirmed by success": "who refused what another then serves is confirmed to be at fault, once",
+    "moves are counted": "a failover is counted only where the turn moves to another credential",
+    "few doubts": "doubt is cast on at most two credentials, once each",
+    "what is stated counts": "what a vendor states, or says at the door, is never void",
+    "poison leaves no doubt": "a request that enough credentials refuse alike leaves no doubt behind",
     "poison stops": "a request that enough credentials have refused alike is sent to nobody else",
     "pins by rule": "a pin's epoch changes only by what the store answered",
     "told truly": "exhaustion is told only if nobody can serve before a reset, and no time is invented",
@@ -93,6 +101,10 @@ RISKY = {K.UNSUPPORTED, K.AUTH_REJECTED, K.OVERLOADED, K.TRANSPORT_LOST}
 """Failures that count as placements that may have cost something."""
 
 EPOCH = 1_800_000_000.0
+PATIENCE = 10.0
+"""Seconds that a turn may wait for a credential."""
+
+DOUBTS = {Effect.REVOKE, Effect.EXCLUDE_MODEL, Effect.SUSPECT_BY_STREAK}
 
 
 class Broken(AssertionError):
@@ -151,6 +163,7 @@ class World:
         rng = self.rng
         self.elapsed = 0.0
         self.pool = [credential(name, rng.choice(["north", "north", "south"])) for name in "abcd"[: rng.randint(1, 4)]]
+        self.gloomy = rng.random() < 0.1
         self.tempers = {each.name: self._temper() for each in self.pool}
         self.health = HealthSnapshot()
         self.holds: set[str] = set()
@@ -158,6 +171,8 @@ class World:
         self.racing = rng.random() < 0.15
         self.hurried = rng.random() < 0.1
         self.leaving = rng.random() < 0.08
+        self.patient = rng.random() < 0.7
+        self.streak = rng.choice([1, 3])
         self.fault: Failure | None = None
         self.poison: Failure | None = None
         mood = rng.random()
@@ -166,6 +181,7 @@ class World:
         elif mood < 0.2:
             self.poison = rng.choice([FAULTS["key"], FAULTS["permission"], FAULTS["model"]])
         self.poison_announces = rng.random() < 0.3
+        self.loads = Loads(licensed=set(), started={})
         self._sicken()
         self.turn = self._make_turn()
         self.before = self.turn.session.pin
@@ -184,6 +200,13 @@ class World:
         self.failed_over: set[str] = set()
         self.pardoned = False
         self.asked_at = 0.0
+        self.answered_at = 0.0
+        self.held_against: list[AuthHealth] = []
+        self.trying = ""
+        self.seated: Credential | None = None
+        self.confirmed: list[tuple[Credential, Failure]] = []
+        self.absolved: list[int] = []
+        self.doubted: list[str] = []
         self.named: set[int] = set()
         self.unspent: list[str] = []
         self.commits = 0
@@ -199,6 +222,9 @@ class World:
 
     def _temper(self) -> Temper:
         rng = self.rng
+        if self.gloomy:
+            # nearly everybody refuses, each in a way of its own
+            return Temper(FAULTS[rng.choice(["key", "permission", "model", "lost", "quota"])], "sent")
         if rng.random() < 0.4:
             return Temper()
         if rng.random() < 0.1:
@@ -211,7 +237,16 @@ class World:
         for each in self.pool:
             if self.poison is None and self.rng.random() < 0.15:
                 found = self.rng.choice([FAULTS["quota"], FAULTS["quota until"], FAULTS["rate"], FAULTS["key"]])
-                self._harm(each, found, self.rng.random() < 0.5)
+                since = self.now - self.rng.choice([0.0, 0.0, 4.0, 1200.0])
+                self._harm(each, found, self.rng.random() < 0.5, evidence="before", at=since)
+                if self.rng.random() < 0.2:
+                    self._come_back(each)
+
+    def _come_back(self, each: Credential) -> None:
+        """Somebody else has just shown that it serves again, and it has had its share of turns for now."""
+        for row in self.health.ailing(each, "m"):
+            self._disprove(row)
+            self.loads.started = {**self.loads.started, row.subject: 1}
 
     def _make_turn(self) -> Turn:
         rng = self.rng
@@ -318,27 +353,53 @@ class World:
 
     def _place(self, command: Place) -> Event:
         self._nothing_shown(command)
-        choice = select(self.pool, self.health, {}, command.wish, now=self.now, chance=self.rng.random())
+        self.asked_at = self.now
+        choice = self._select(command.wish)
+        self.answered_at = self.now
         if choice.credential is not None:
-            return Placed(choice.credential, f"n{self.rng.random()}")
-        # as the node does: why a credential is out although it was tried in this turn is written in its row
-        reasons = frozenset(
-            each.verdict.row.state.value
-            if each.passed_over == "tried" and each.verdict.row is not None and not each.verdict.usable
-            else each.passed_over
-            for each in choice.candidates
-        )
+            return self._seat(choice)
         if not self.pardoned:
             # nobody else is there: a socket that was merely lost may be tried once more
             self.pardoned = True
             self.failed_over -= {who.name for who, found, _ in self.failures if found.kind is K.TRANSPORT_LOST}
         reach = [each for each in self.pool if self._in_reach(each)]
-        self.asked_at = self.now
         self.named = {
             end(row.until) for row in self.health.rows.values() if row.told for end in (math.floor, math.ceil)
         }
         self.unspent = [each.name for each in reach if not self._spent(each)]
+        reasons = frozenset(_why_not(each) for each in choice.candidates)
         return NonePlaced(reasons, self.health.earliest_reset(reach, "m", self.now), self.now)
+
+    def _select(self, wish: Wish) -> Choice:
+        """As the node does: who may serve in a moment is waited for, if this world is patient."""
+        until = self.now + PATIENCE
+        while True:
+            chance = self.rng.getrandbits(32)
+            choice = select(self.pool, self.health, self.loads, wish, now=self.now, chance=chance)
+            ends = [end for each in choice.candidates if (end := self._promises(each)) <= until]
+            if choice.credential is not None or not self.patient or not ends:
+                return choice
+            self.elapsed += max(min(ends) - self.now, 0.01)
+
+    def _promises(self, candidate: Candidate) -> float:
+        """When it may serve; a licence to try it comes with the wish for one."""
+        row = candidate.verdict.row
+        if candidate.passed_over == "ramping":
+            return self.now
+        if candidate.passed_over == "half_open" and row is not None:
+            self.loads.licensed = {*self.loads.licensed, row.subject}
+            return self.now
+        blocked = row is not None and not candidate.verdict.usable and candidate.passed_over == row.state.value
+        return row.until or math.inf if row is not None and blocked else math.inf
+
+    def _seat(self, choice: Choice) -> Placed:
+        taken = choice.candidates[0]
+        self.seated = taken.credential
+        self.held_against = self.health.ailing(taken.credential, "m")
+        row = taken.verdict.row
+        self.trying = row.subject if row is not None and taken.verdict.half_open else ""
+        self.loads.licensed = self.loads.licensed - {self.trying}
+        return Placed(taken.credential, f"n{self.rng.random()}", self.trying)
 
     def _spent(self, each: Credential) -> bool:
         """Whether it cannot serve before a reset, or not at all."""
@@ -373,8 +434,10 @@ class World:
         return Opened(command.credential.name in self.holds)
 
     def _placed_well(self, taken: Credential) -> None:
-        verdict = self.health.verdict(taken, "m", self.now)
-        self._hold_to("placed well", verdict.usable, f"{taken.name} is blocked")
+        # nobody hears of anything between its placement and now, but blocks run out
+        verdict = self.health.verdict(taken, "m", self.answered_at)
+        licensed = verdict.row is not None and verdict.half_open and verdict.row.subject == self.trying
+        self._hold_to("placed well", verdict.usable or licensed, f"{taken.name} is blocked")
         if taken.name in self.failed_over:
             raise self._broken("placed well", f"{taken.name} has failed already")
         past = self.past
@@ -418,6 +481,9 @@ class World:
         self.commits += 1
         self._hold_to("written first", self.commits == 1, "committed twice")
         self._hold_to("written first", command.raw == self.terminal, "something else was committed")
+        self._hold_to("absolved by proof", self.absolved == [self.attempt], f"absolved in {self.absolved}")
+        refused = [(who, found) for who, found, when in self.failures if found.kind in MUTUAL and when != "opening"]
+        self._hold_to("confirmed by success", self.confirmed == refused, f"{self.confirmed} are confirmed")
         self.committed = True
         if self.store_away:
             return Committed(None, False)
@@ -439,23 +505,61 @@ class World:
             self._hold_to("written first", self.committed, "the terminal event is relayed before the commit")
         whole = self.seen == self.emitted[: len(self.seen)]
         self._hold_to("one attempt shown", whole, f"shown {self.seen} of {self.emitted}")
+        if b"output" in frame:
+            self._hold_to("absolved by proof", self.absolved == [self.attempt], f"absolved in {self.absolved}")
         output = any(b"output" in each or each == self.terminal for each in self.emitted)
         early = not output and not self.overdue and len(self.emitted) <= self.policy.held
         self._hold_to("held back", not early or self.told is not None, f"{frame!r} was relayed too early")
 
-    def _harm(self, who: Credential, found: Failure, confirmed: bool) -> None:
-        report = blame(found, who, "m", confirmed=confirmed, streak=1, evidence="t", now=self.now, chance=0.5)
+    def _harm(
+        self, who: Credential, found: Failure, confirmed: bool, *, evidence: str = "t", at: float | None = None
+    ) -> None:
+        at = self.now if at is None else at
+        streak = self.streak
+        report = blame(
+            found, who, "m", confirmed=confirmed, streak=streak, evidence=evidence, began=at, now=at, chance=0.5
+        )
         if report is not None:
-            self.health.put(merge(self.health.rows.get(report.subject), report, self.now))
+            self._merge(report, at)
+
+    def _merge(self, report: HealthReport, at: float) -> None:
+        self.health.put(merge(self.health.rows.get(report.subject), report, at))
+
+    def _disprove(self, row: AuthHealth) -> None:
+        report = HealthReport(
+            row.subject, HealthState.HEALTHY, because="served", evidence="served", version=row.version
+        )
+        self._merge(report, self.now)
 
     def _blame(self, command: Blame) -> None:
         self._poisoned(command)
+        self._doubts(command)
+        if command.again:
+            self.confirmed.append((command.credential, command.failure))
+        if command.void:
+            return
         before = dict(self.health.rows)
         self._harm(command.credential, command.failure, command.confirmed)
         fault = self.fault is not None and self.failures and self.failures[-1][1] is self.fault
         unlost = self.failures and self.failures[-1][1].kind in (K.CONTINUATION_LOST, K.CIPHERTEXT_FOREIGN)
         if (fault or unlost) and self.failures[-1][0] is command.credential and not self._blamed_before(command):
             self._hold_to("faults harm nobody", self.health.rows == before, "health has changed")
+
+    def _doubts(self, command: Blame) -> None:
+        """Keeps count of what this turn says that nobody confirms; it is no doubt if the vendor states it."""
+        doubtful = command.failure.row.effect in DOUBTS and not command.failure.independent
+        self._hold_to("what is stated counts", doubtful or not command.void, f"{command.failure.kind} is void")
+        if not doubtful or command.void or command.again:
+            return
+        self.doubted.append(command.credential.name)
+        few = len(self.doubted) == len(set(self.doubted)) <= 2
+        self._hold_to("few doubts", few, f"doubt is cast on {self.doubted}")
+
+    def _retract(self, command: Retract) -> None:
+        subject = credential_subject(command.credential)
+        self._merge(
+            HealthReport(subject, HealthState.HEALTHY, because="retracted", evidence="t", retracts=True), self.now
+        )
 
     def _blamed_before(self, command: Blame) -> bool:
         """Whether it is an earlier failure of the same credential that is only confirmed now."""
@@ -475,7 +579,14 @@ class World:
         return any(found.fingerprint != self.poison.fingerprint for _, found, _ in self.failures if self.poison)
 
     def _absolve(self, command: Absolve) -> None:
-        self._hold_to("written first", self.committed, "absolved before the commit")
+        proof = any(b"output" in each or each == self.terminal for each in self.emitted)
+        self._hold_to("absolved by proof", proof, "absolved before there was proof")
+        self._hold_to("absolved by proof", self.attempt not in self.absolved, "absolved twice")
+        self._hold_to("absolved by proof", command.credential is self.current, "somebody else is absolved")
+        self.absolved.append(self.attempt)
+        for row in self.held_against:
+            if (known := self.health.rows.get(row.subject)) is not None and known.version == row.version:
+                self._disprove(row)
 
     def _abandon(self, command: Abandon) -> None:
         if self.current is not None:
@@ -483,6 +594,9 @@ class World:
 
     def _failover(self, command: FailOver) -> None:
         self._nothing_shown(command)
+        assert self.seated is not None
+        moves = self.seated.name != self.failures[-1][0].name
+        self._hold_to("moves are counted", moves, f"{self.seated.name} is where it was")
 
     def _tell(self, command: Tell) -> None:
         self._hold_to("ends once", self.told is None, "told twice")
@@ -500,7 +614,7 @@ class World:
         if resets is not None:
             self._hold_to("told truly", resets in self.named, f"nobody named {resets}")
             span = command.reply.extra["resets_in_seconds"]
-            self._hold_to("told truly", abs(span - (resets - self.asked_at)) < 2, f"{span} seconds to {resets}")
+            self._hold_to("told truly", abs(span - (resets - self.answered_at)) < 2, f"{span} seconds to {resets}")
         self._hold_to("told truly", not self.unspent, f"{self.unspent} are not exhausted")
 
     def _end(self, command: End) -> None:
@@ -574,17 +688,23 @@ class World:
     def _fail(self, found: Failure, when: str) -> Failed:
         assert self.current is not None
         self.failures.append((self.current, found, when))
-        if found.kind in FAILOVER and when != "shown":
+        if found.kind in FAILOVER and when != "shown" and not self._may_return(self.current, found):
             self.failed_over.add(self.current.name)
         if found.kind is K.TRANSPORT_LOST and when in ("sent", "announced"):
             self.may_have_run = True
         return Failed(found)
+
+    def _may_return(self, who: Credential, found: Failure) -> bool:
+        """Who limits its rate may be asked again, once: until then its row says when."""
+        limits = [each for each, other, _ in self.failures if each is who and other.kind is K.RATE_LIMITED]
+        return found.kind is K.RATE_LIMITED and len(limits) == 1
 
     # --- when it is over ---
 
     def _at_the_end(self) -> None:
         self._hold_to("ends once", len(self.ends) == 1, f"ended {len(self.ends)} times, in state {self.turn.state}")
         outcome = self.ends[0]
+        self._no_doubt_is_left()
         if outcome is Outcome.COMPLETED:
             self._hold_to("written first", self.commits == 1, "completed without a commit")
             self._hold_to("one attempt shown", self.seen == self.emitted, f"shown {self.seen} of {self.emitted}")
@@ -598,6 +718,19 @@ class World:
             return
         able = [each.name for each in self.pool if self._could_serve(each)]
         self._hold_to("completes", not able, f"{outcome.value}, though {able} could have served it")
+
+    def _no_doubt_is_left(self) -> None:
+        """Doubt that no request caused may stay: of a socket that was lost, and of what was said at the door."""
+        if not any(count >= found.witnesses for found, count in self._alike()) or self.seen:
+            return
+        others = {
+            credential_subject(who)
+            for who, found, when in self.failures
+            if found.kind is K.TRANSPORT_LOST or when == "opening"
+        }
+        rows = self.health.rows.values()
+        left = [row.subject for row in rows if row.state is HealthState.SUSPECT and row.evidence == "t"]
+        self._hold_to("poison leaves no doubt", set(left) <= others, f"{left} are doubted")
 
     def _excuse(self) -> str:
         """Why a turn need not have been served."""
@@ -638,13 +771,31 @@ class World:
     def _could_serve(self, each: Credential) -> bool:
         """Whether this credential, asked now, would serve the turn: it is well, and nothing ever strikes it."""
         temper = self.tempers[each.name]
-        if temper.fault is not None or self.poison is not None or self.fault is not None:
+        if self.poison is not None or self.fault is not None or each.name in self.failed_over:
+            return False
+        if temper.fault is not None and not (temper.fault.kind is K.RATE_LIMITED and temper.times == 0):
             return False
         if temper.foreign and self.policy.boundaries < 2:
             return False
         if self.chain_bound and each.boundary != self.owner.boundary:
             return False
-        return self.health.verdict(each, "m", self.asked_at or self.now).usable
+        return self._was_ready(each)
+
+    def _was_ready(self, each: Credential) -> bool:
+        """Whether a turn could be placed on it when it was last asked for, or within its patience."""
+        at = self.asked_at or self.now
+        verdict = self.health.verdict(each, "m", at)
+        row = verdict.row
+        if self.patient and row is not None and not verdict.usable:
+            return verdict.half_open or 0.0 < row.until <= at + PATIENCE
+        return verdict.usable and verdict.ramp is None
+
+
+def _why_not(candidate: Candidate) -> str:
+    """As the node does: why a credential is out although it was tried in this turn is written in its row."""
+    row = candidate.verdict.row
+    tried = candidate.passed_over == "tried" and row is not None and not candidate.verdict.usable
+    return row.state.value if tried and row is not None else candidate.passed_over
 
 
 def walk(seed: int, machine: type[Turn] = Turn) -> World:

@@ -11,9 +11,12 @@ from broker.domain.health import HealthReport, HealthState
 from broker.store import keys, scripts
 from broker.store.codec import Codec
 from broker.store.connection import Connection, StoreUnavailable, command
+from broker.store.events import EventStore, HealthEvent
 from broker.store.health import HealthStore
 from broker.store.nodes import NodeStore
 from broker.store.sessions import SessionStore
+from broker.store.tellings import Ended, TellingStore
+from broker.store.timeline import TimelineStore
 from tests import engines
 from tests.store.turns import IDLE_TTL, SID, TENANT, pin, turn, wait_until
 
@@ -28,7 +31,16 @@ async def use_every_script(connection: Connection) -> None:
     await store.chain(SID, "t1")
     await store.touch([SID])
     await HealthStore(connection).report(HealthReport("credential:a", HealthState.COOLING, lasting=1))
-    await HealthStore(connection).snapshot()
+    await HealthStore(connection).table()
+    events = EventStore(connection)
+    await events.read("one", 10)
+    batch = await events.reclaim("two", 0.0, 10)
+    await TimelineStore(connection).record(batch.events)
+    tellings = TellingStore(connection, "one")
+    for event in (HealthEvent("1-0", 0.001), HealthEvent("1-1", 0.001)):
+        await tellings.owe([("hook", event)])
+        claimed = await tellings.claim([(*owed, 1) for owed in await tellings.owed([("hook", 10)])])
+        await tellings.end([Ended(telling, done=True) for telling in claimed.tellings])
     await NodeStore(connection).beat("node", {})
     await NodeStore(connection).remove_stale(60)
     await store.close_cleanly(SID)
@@ -82,7 +94,7 @@ async def test_only_the_listed_keys_are_permanent(connection: Connection) -> Non
     (found,) = await connection.ask(command("KEYS", "*"))
     ttls = await connection.ask(*(command("PTTL", key) for key in found))
     assert {key.decode() for key, ttl in zip(found, ttls, strict=True) if ttl == -1} == keys.PERMANENT
-    assert all(ttl == -1 or 0 < ttl <= IDLE_TTL * 1000 for ttl in ttls)
+    assert all(ttl == -1 or 0 < ttl <= 30 * 86_400_000 for ttl in ttls)
 
 
 async def test_a_script_that_the_server_lost_is_taught_again(connection: Connection) -> None:

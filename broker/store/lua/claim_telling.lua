@@ -35,7 +35,6 @@ local function count_for_summary(began)
   redis.call('SET', KEYS[3], 'done', 'EX', done_for)
   forget()
   redis.call('EXPIRE', KEYS[1], done_for)
-  redis.call('EXPIRE', KEYS[4], done_for)
   return {'capped'}
 end
 

@@ -29,6 +29,11 @@ local function blocking(state)
   return SEVERITY[state] >= 2
 end
 
+-- out for a reason of its own: a pause just ends
+local function out(state)
+  return blocking(state) and state ~= 'paused'
+end
+
 local function holds()
   return row['until'] == 0 or now < row['until']
 end
@@ -96,15 +101,7 @@ local function recovered()
   })
 end
 
-local function level_of()
-  if not blocking(row.state) then
-    return 0
-  end
-  local again = not holds() and report.began >= row['until']
-  return math.min(row.level + (again and 1 or 0), rule.max_level)
-end
-
-local function ends_at(level)
+local function ends_at(doublings)
   if report.state == 'paused' then
     return told_until or 0, told_until ~= nil
   end
@@ -113,8 +110,8 @@ local function ends_at(level)
   end
   local seen = report.at > 0 and math.min(report.at, now) or now
   local lasting = report.lasting
-  if level > 0 then
-    lasting = math.min(lasting * 2 ^ level, math.max(lasting, report.at_most))
+  if doublings > 0 then
+    lasting = math.min(lasting * 2 ^ doublings, math.max(lasting, report.at_most))
   end
   return math.min(seen + lasting, now + rule.max_block), false
 end
@@ -137,8 +134,9 @@ local function failed()
   if report.began > 0 and report.began < row.cleared then
     return stays()
   end
-  local level = level_of()
-  local ends, told = ends_at(level)
+  local again = out(row.state) and not holds() and report.began >= row['until']
+  local level = out(row.state) and math.min(row.level + (again and 1 or 0), rule.max_level) or 0
+  local ends, told = ends_at(again and level or 0)
   if ends <= now and not (ends == 0 and report.state == 'paused') then
     return stays()
   end
@@ -146,14 +144,13 @@ local function failed()
     if weighs(ends, told) <= 0 then
       return stays()
     end
-  elseif blocking(row.state) and not blocking(report.state) then
+  elseif out(row.state) and not blocking(report.state) then
     return stays()
   end
   local strikes, trust = row.strikes, row.trust
-  if blocking(report.state) and report.state ~= 'paused' then
-    if not blocking(row.state) then
-      local calm = row.state == 'healthy' and now - row.since >= rule.calm
-      strikes = calm and 1 or math.min(strikes + 1, rule.max_strikes)
+  if out(report.state) then
+    if not out(row.state) then
+      strikes = now - row.returned >= rule.calm and 1 or math.min(strikes + 1, rule.max_strikes)
     end
     trust = now + math.min(rule.first_dwell * rule.dwell_grows ^ math.max(strikes - 1, 0), rule.longest_dwell)
   end
