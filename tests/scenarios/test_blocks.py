@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from broker.edge.health import Placing
 from broker.simulator import SessionClient, TurnResult
 from tests import engines
 from tests.scenarios.house import House, conversation, counted, everything_in, held_against, own_endpoints, wait_until
@@ -55,7 +56,7 @@ async def test_serves_again_soon_after_every_handshake_was_refused(
 
 
 async def test_knocks_seldom_while_every_handshake_is_refused(house: House) -> None:
-    node = await house.node()
+    node = await house.node(placing=Placing(wait=4.0))
     house.sim.faults.set("*", "unauthorized_generic", do="refuse", at="handshake")
     client = await house.connected(node)
     others = [await house.connected(node) for _ in range(9)]

@@ -13,8 +13,10 @@ from broker.store.codec import Codec
 from broker.store.connection import Connection, StoreUnavailable, command
 from broker.store.events import EventStore, HealthEvent
 from broker.store.health import HealthStore
+from broker.store.leases import LeaseStore
 from broker.store.nodes import NodeStore
 from broker.store.sessions import SessionStore
+from broker.store.sweep import SweepStore
 from broker.store.tellings import Ended, TellingStore
 from broker.store.timeline import TimelineStore
 from tests import engines
@@ -30,8 +32,15 @@ async def use_every_script(connection: Connection) -> None:
     await store.find(SID, "resp-t1")
     await store.chain(SID, "t1")
     await store.touch([SID])
-    await HealthStore(connection).report(HealthReport("credential:a", HealthState.COOLING, lasting=1))
-    await HealthStore(connection).table()
+    health, sweep = HealthStore(connection), SweepStore(connection)
+    ruling = await health.report(HealthReport("credential:a", HealthState.COOLING, lasting=1))
+    await health.table()
+    await health.license(ruling.row, "token", 5.0)
+    await health.claim("a", "node", 1, used=0, cap=2, lasting=5.0)
+    await LeaseStore(connection).acquire("duty:a", "token", 5.0)
+    await sweep.forget_rows({"credential:none": b"{}"})
+    await sweep.forget_responses({keys.response("none").encode(): b"gone"})
+    await sweep.trim_events(86400.0)
     events = EventStore(connection)
     await events.read("one", 10)
     batch = await events.reclaim("two", 0.0, 10)
