@@ -61,7 +61,8 @@ A credential is NAME:SECRET:BOUNDARY; credentials of one boundary can read each 
 These are made-up secrets: never give it a real one.
 """
 _WORKER = """\
-Run the duties that belong to no request, such as probes and cleaning, until SIGTERM or SIGINT.
+Run the duties that belong to no request until SIGTERM or SIGINT: probes of blocked credentials, the record of what
+happened to them with webhooks, cleaning.
 
 example:
   broker worker --config broker.yaml

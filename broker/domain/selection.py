@@ -36,7 +36,8 @@ class Wish(msgspec.Struct, frozen=True):
 
     `preferred` is the pin: a preference that never outranks health. `boundary`, where given, is the only one that
     can serve the turn. `excluded` are the keys of the credentials that this turn has already tried (one with another
-    secret is untried), `avoided` is the name of one that comes behind everybody else who is usable. `session` is what `STABLE_HASH` goes by.
+    secret is untried), `avoided` is the name of one that comes behind everybody else who is usable. `session` is what
+    `STABLE_HASH` goes by.
     """
 
     model: str
@@ -99,10 +100,10 @@ def select(
 
     Order: usable, then one that must be tried, then trusted before doubted before spared before out on soft evidence
     (see `Verdict.rank`), then the pin, then the pin's boundary (who moves within it keeps its reasoning), then the
-    lower priority tier, then as `strategy` says. `chance` is any integer (for ROUND_ROBIN one more each time). A doubted pin
-    keeps its session, for doubt is no evidence and moving costs the prompt cache; a spared one gives way to whoever is
-    better off. Soft evidence never takes out anybody: who is out by it comes last, and now and then (`Loads.resting`);
-    where more than half of those who could serve are, it counts as doubt and no more.
+    lower priority tier, then as `strategy` says. `chance` is any integer (for ROUND_ROBIN one more each time). A
+    doubted pin keeps its session, for doubt is no evidence and moving costs the prompt cache; a spared one gives way to
+    whoever is better off. Soft evidence never takes out anybody: who is out by it comes last, and now and then
+    (`Loads.resting`); where more than half of those who could serve are, it counts as doubt and no more.
     """
     candidates = [_look(credential, health, loads, wish, now) for credential in pool]
     calm = _without_panic(candidates)

@@ -21,8 +21,8 @@ async def two_nodes(house: House) -> tuple[Listeners, Listeners]:
     pool = house.credentials()
     other = [replace(c, priority={"A": 0, "B": 2, "C": 1}[c.name]) for c in pool]
     # neither shall hear of the other's health reports: only the pin may tell it
-    deaf = {"refresh": 60.0, "hints": False}
-    return await house.node(**deaf), await house.node(credentials=other, **deaf)
+    one = await house.node(refresh=60.0, hints=False)
+    return one, await house.node(credentials=other, refresh=60.0, hints=False)
 
 
 async def both_bound(house: House, one: Listeners, two: Listeners) -> tuple[SessionClient, SessionClient]:

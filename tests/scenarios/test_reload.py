@@ -19,9 +19,9 @@ import aiohttp
 import pytest
 
 from broker.config import load, resolve_secrets
+from broker.config.reload import Reloaded, Reloader, Source
 from broker.domain.credential import Secret
 from broker.edge.app import Listeners, build_node, taken_over
-from broker.config.reload import Reloaded, Reloader, Source
 from broker.edge.reload import reloader
 from broker.simulator import SessionClient, SimCredential, TurnResult
 from broker.stage import NodeProcess, Stage
