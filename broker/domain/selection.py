@@ -137,7 +137,7 @@ def keep(pinned: Credential, health: HealthSnapshot, loads: Loads, wish: Wish, *
     if health.clear:
         return True
     verdict = health.verdict(pinned, wish.model, now)
-    return verdict.rank in (0, 1) and not _ramping(verdict, loads, now)
+    return verdict.rank in (0, 1) and (wish.avoided is not None or not _ramping(verdict, loads, now))
 
 
 def _look(credential: Credential, health: HealthSnapshot, loads: Loads, wish: Wish, now: float) -> Candidate:
@@ -166,7 +166,8 @@ def _why_not(credential: Credential, verdict: Verdict, loads: Loads, wish: Wish,
             return "half_open" if verdict.half_open else verdict.row.state.value
     elif verdict.rank == 3 and verdict.row is not None and now < loads.resting.get(credential.name, 0.0):
         return verdict.row.state.value
-    elif _ramping(verdict, loads, now):
+    elif wish.avoided is None and _ramping(verdict, loads, now):
+        # whoever must get away from where it was interrupted does not wait for its part
         return "ramping"
     return "busy" if _busy(credential, loads) else ""
 

@@ -436,7 +436,7 @@ class Turn:
         return failure.row.executed and self.phase is Phase.SENT and self.request.binding == CONVERSATION
 
     def _out_of_bounds(self, failure: Failure, now: float) -> bool:
-        if self.phase is Phase.SENT and failure.kind not in _PROVEN_UNSERVED:
+        if self.phase is Phase.SENT and failure.kind not in _PROVEN_UNSERVED and not failure.names_key:
             self._spent[failure.kind] = self._spent.get(failure.kind, 0) + 1
         if self._failing_since is None:
             self._failing_since = now

@@ -262,9 +262,12 @@ class HealthBoard:
             return True
         if row.soft:
             return True  # it rests for a moment, and is then used again
+        if row.told or now - row.since < TRIAL_EVERY:
+            return False
         # with nobody left, an end that we set ourselves is looked at earlier: a mistake that took the whole pool out is
-        # over soon after its cause
-        return not row.told and now - row.since >= TRIAL_EVERY and self.licences.wanted(row)
+        # over soon after its cause. Where somebody else is at it, what comes of it is worth to wait for
+        self.licences.wanted(row)
+        return True
 
     def _refuse(self, wish: Wish) -> NonePlaced:
         return self._none(self._choose(wish).candidates, wish)

@@ -57,15 +57,13 @@ class Licences:
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()), timeout=1.0)
 
-    def wanted(self, row: AuthHealth) -> bool:
-        """Ask for the licence of a row; False if it was refused a moment ago."""
+    def wanted(self, row: AuthHealth) -> None:
+        """Ask for the licence of a row, unless it is here, asked for, or was refused a moment ago."""
         subject = row.subject
         if subject in self._tokens or subject in self._tasks:
-            return True
-        if asyncio.get_running_loop().time() < self._refused.get(subject, 0.0):
-            return False
-        self._run(subject, self._ask(row))
-        return True
+            return
+        if asyncio.get_running_loop().time() >= self._refused.get(subject, 0.0):
+            self._run(subject, self._ask(row))
 
     def use(self, subject: str) -> str:
         """A turn tries it now, so nobody else here may; the answer is the token of this trial."""

@@ -212,6 +212,14 @@ def test_soft_evidence_against_more_than_half_is_doubt_and_no_more() -> None:
 # --- half-open, and who comes back ---
 
 
+def test_who_was_interrupted_elsewhere_need_not_wait_for_its_part_of_one_that_comes_back() -> None:
+    health = rows(row(TWO, S.HEALTHY, 0.0, returned=NOW, pace=1.0))
+    used_up = Loads(started={credential_subject(TWO): 1})
+    pool = [ONE, TWO]
+    assert name(choose(Wish("m", "one"), pool=pool, health=health, loads=used_up)) == "one"
+    assert name(choose(Wish("m", "one", avoided="one"), pool=pool, health=health, loads=used_up)) == "two"
+
+
 def test_who_holds_the_licence_tries_it_first_with_a_session_that_has_no_pin() -> None:
     ran_out = row(ONE, S.EXHAUSTED, NOW - 1)
     licensed = Loads(licensed={ran_out.subject})

@@ -693,6 +693,15 @@ def test_a_refused_handshake_is_not_retracted_with_the_poison() -> None:
 # --- how much one turn may say against others ---
 
 
+def test_keys_that_are_named_are_no_end_of_a_turn_however_many_they_are() -> None:
+    talk = sent(turn(policy=Policy(placements=2)))
+    codes = ("invalid_api_key", "token_revoked", "account_deactivated")
+    for code, following in zip(codes, (B, C, D), strict=True):
+        talk >> Failed(failure(K.AUTH_REJECTED, code, status=401, names_key=True)) << Abandon() << Blame << Place
+        talk >> placed(following) << FailOver << Open(following) >> Opened(False) << Send
+    assert talk >> OutputBegan(DELTA) << Absolve(D) << Blame << Blame << Blame << Relay
+
+
 def test_one_turn_casts_doubt_on_two_credentials_at_most() -> None:
     talk = moved(moved(sent(turn()), SCOPE), NO_MODEL, C) >> Failed(LOST) << Abandon() << void(C, LOST)
     assert talk << wish(C, tried=(A, B, C)) >> placed(D) << FailOver << Open(D)

@@ -138,6 +138,20 @@ async def test_a_licence_of_a_turn_whose_client_left_is_anothers(house: House) -
     await trying
 
 
+async def test_waits_for_what_comes_of_the_trial_that_another_node_makes(house: House) -> None:
+    one, two = await alone(house), await alone(house)
+    clients = [await house.connected(node) for node in (one, two, one, two)]
+    house.sim.faults.set("A", "token_revoked", times=1)
+    assert not (await clients[0].turn("one")).ok
+    await wait_until(lambda: all(held_against(node) == {"credential:A": "revoked"} for node in (one, two)))
+    since = next(iter(two.node.health.snapshot.rows.values())).since
+    await wait_until(lambda: two.node.health.now() > since + 5.1, within=7.0)
+
+    turns = await asyncio.gather(*(client.turn("two [[slow:30]]", parent=None) for client in clients))
+
+    assert all(turn.ok for turn in turns), [turn.error for turn in turns]
+
+
 async def test_explains_who_would_serve_and_why_the_others_would_not(house: House) -> None:
     pool = [
         replace(c, models=frozenset({"sim-1"}) if c.name != "C" else frozenset({"sim-2"})) for c in house.credentials()
