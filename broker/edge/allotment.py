@@ -78,6 +78,8 @@ class Allotment:
             if credential is None or not credential.max_in_flight:
                 del self._held[name]
             else:
+                # no turn shall start on what is being given back
+                self._held[name] = min(self._held[name], self._in_flight[name])
                 self._claim(credential, self._in_flight[name])
 
     def _claim(self, credential: Credential, slots: int) -> None:
@@ -104,8 +106,7 @@ class Allotment:
             self.caps[name] = max(held, self._in_flight[name])
             self._tight[name] = loop.time() + ASK_EVERY
             loop.call_later(ASK_EVERY * 1.01, self._again, name)
-        if slots > running:
-            loop.call_soon(self._came)
+        loop.call_soon(self._came)
 
     def _again(self, name: str) -> None:
         if self._tight.pop(name, None) is not None:

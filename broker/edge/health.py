@@ -26,6 +26,7 @@ from broker.domain.health import (
     merge,
 )
 from broker.domain.limits import Limits
+from broker.domain.probing import due
 from broker.domain.selection import Candidate, Choice, Explained, Loads, Strategy, Wish, explain, keep, select
 from broker.domain.snapshot import HealthSnapshot, Verdict
 from broker.edge.allotment import Allotment
@@ -474,11 +475,9 @@ class HealthBoard:
     def _volunteer(self) -> None:
         """A block that ran out some time ago, and that no worker has looked into, is tried by a turn of this node."""
         now = self.now()
-        for credential in self.pool:
-            verdict = self.snapshot.verdict(credential, "", now)
-            row = verdict.row
-            if verdict.half_open and row is not None and now - row.until > TRIAL_EVERY:
-                self.licences.wanted(row)
+        for probe in due(self.snapshot.rows, self.pool, now):
+            if probe.row.half_open(now) and now - probe.row.until > TRIAL_EVERY:
+                self.licences.wanted(probe.row)
 
     async def _keep_fresh(self) -> None:
         while True:

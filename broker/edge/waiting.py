@@ -98,6 +98,8 @@ class WaitingRoom:
         stuck: set[tuple[object, ...]] = set()
         for ticket in list(self._tickets.values()):
             # where one cannot be placed, those who ask for the same cannot either
+            if len(stuck) == len(self._kinds) and loop.time() < ticket.until:
+                break  # nobody else can be placed, and who came later may wait longer
             kind = _kind(ticket.wish)
             answer = self._place(ticket.wish) if kind not in stuck else None
             if answer is None:

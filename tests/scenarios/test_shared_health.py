@@ -134,6 +134,21 @@ async def test_goes_on_trying_when_the_node_that_holds_the_licence_says_nothing_
     assert 0.8 < time.monotonic() - began < 4.0
 
 
+async def test_a_model_that_cooled_is_taken_up_again_without_a_worker(house: House) -> None:
+    node = await house.node(credentials=level(house.credentials()[:2]))
+    house.sim.faults.set("A", "rate_limit_exceeded", times=1)
+    while "cooling" not in held_against(node).values():
+        await opened(house, [node], 1)
+    began = time.time()
+
+    async def back() -> None:
+        while not served(house, began)["A"]:
+            await opened(house, [node], 1)
+            await asyncio.sleep(0.1)
+
+    await asyncio.wait_for(back(), 12.0)
+
+
 # --- caps ---
 
 
@@ -145,6 +160,25 @@ async def test_a_cap_holds_over_all_nodes(house: House) -> None:
     turns = await asyncio.gather(*(client.turn("one [[deltas:3]] [[slow:20]]") for client in clients))
 
     assert all(turn.ok for turn in turns), [turn.error for turn in turns if not turn.ok][:3]
+    assert most_at_once(house) == 4
+
+
+async def test_a_cap_holds_while_slots_go_from_node_to_node(house: House) -> None:
+    (only, *_) = house.credentials()
+    nodes = [await house.node(credentials=[replace(only, max_in_flight=4)]) for _ in range(3)]
+    clients = [await house.connected(nodes[i % 3]) for i in range(18)]
+    ends = time.monotonic() + 4.0
+
+    async def works(client: SessionClient, number: int) -> None:
+        while time.monotonic() < ends:
+            turn = await client.turn("again [[deltas:2]] [[slow:3]]")
+            assert turn.ok, turn.error
+            # nodes are busy and idle by turns, so slots are claimed and given back all the time
+            await asyncio.sleep(0.15 * ((number + int(time.monotonic() * 3)) % 3))
+
+    await asyncio.gather(*(works(client, number) for number, client in enumerate(clients)))
+
+    assert len(house.sim.turns) > 100
     assert most_at_once(house) == 4
 
 
