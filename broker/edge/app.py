@@ -27,8 +27,8 @@ from broker.domain.session import derive_sid
 from broker.domain.turn import Policy
 from broker.edge.access import Tenant
 from broker.edge.collector import Collector
-from broker.edge.health import Placing
 from broker.edge.node import Node, StoreSettings
+from broker.edge.placement import Placing
 from broker.edge.reload import reloader
 from broker.edge.websocket import ClientSocket
 from broker.edge.wiring import Bounds
@@ -177,7 +177,7 @@ async def _readyz(request: web.Request) -> web.Response:
     """
     node = request.app[NODE]
     store = await node.store_answers()
-    usable = node.health.usable()
+    usable = node.placement.usable()
     detail = {
         "status": "ready" if node.ready else "stopping",
         "node": node.name,
@@ -185,7 +185,7 @@ async def _readyz(request: web.Request) -> web.Response:
         "store": "ok" if store else "away",
         "journal": len(node.journal),
         "credentials_usable": usable,
-        "credentials": len(node.health.pool),
+        "credentials": len(node.placement.pool),
         "config": node.config_digest,
         "config_since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(node.adopted_at)),
         "sockets": len(node.sockets),
@@ -216,7 +216,7 @@ async def _explain(request: web.Request) -> web.Response:
             return web.json_response({"error": "no such session of this tenant"}, status=404)
         pin = session.pin
     wish = Wish(query.get("model", ""), pin.credential if pin is not None else None, session=name or "")
-    candidates = [msgspec.to_builtins(told) for told in node.health.explain(wish)]
+    candidates = [msgspec.to_builtins(told) for told in node.placement.explain(wish)]
     return web.json_response({"model": wish.model, "pinned": wish.preferred, "candidates": candidates})
 
 

@@ -463,13 +463,13 @@ class TurnDriver:
 
     def _place(self, command: c.Place) -> Answer:
         self._detach()
-        health = self._wiring.health
-        placed = health.place(command.wish)
+        placement = self._wiring.placement
+        placed = placement.place(command.wish)
         if placed is None:
-            self._ticket = health.wait(command.wish, self._placed_later)
+            self._ticket = placement.wait(command.wish, self._placed_later)
             if self._ticket is not None:
                 return LATER
-            placed = health.refuse(command.wish)
+            placed = placement.refuse(command.wish)
         return self._seated(placed)
 
     def _placed_later(self, placed: e.Placed | e.NonePlaced) -> None:
@@ -486,7 +486,7 @@ class TurnDriver:
         """From its placement on, a turn counts as in flight on its credential."""
         self.attempt = attempt
         self._placed_at[attempt.credential.name] = self._wiring.health.now()
-        self._wiring.health.engage(attempt.credential)
+        self._wiring.placement.engage(attempt.credential)
 
     def _move_pin(self, command: c.MovePin) -> Answer:
         return self._ask(self._compare_and_set(command))
@@ -740,7 +740,7 @@ class TurnDriver:
         attempt, self.attempt = self.attempt, None
         if attempt is None:
             return None
-        self._wiring.health.release(attempt.credential, attempt.trial)
+        self._wiring.placement.release(attempt.credential, attempt.trial)
         if attempt.link is None:
             return None
         attempt.link.detach(self.request.lane, self)

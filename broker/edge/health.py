@@ -1,4 +1,4 @@
-"""The node's view of health: the local copy of the shared table, what runs where, and what is reported."""
+"""The node's view of health: the local copy of the shared table, and what is reported to it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from broker.domain.blame import blame
 from broker.domain.credential import Credential
-from broker.domain.events import NonePlaced, Placed
 from broker.domain.failure import Effect, Failure
 from broker.domain.health import (
-    BLOCKING,
     AuthHealth,
     HealthReport,
     HealthState,
@@ -26,12 +23,7 @@ from broker.domain.health import (
     merge,
 )
 from broker.domain.limits import Limits
-from broker.domain.probing import due
-from broker.domain.selection import Candidate, Choice, Explained, Loads, Strategy, Wish, explain, keep, select
-from broker.domain.snapshot import HealthSnapshot, Verdict
-from broker.edge.allotment import Allotment
-from broker.edge.licences import Licences
-from broker.edge.waiting import Answered, Ticket, WaitingRoom
+from broker.domain.snapshot import HealthSnapshot
 from broker.metrics import Metrics
 from broker.store.health import HealthStore
 from broker.store.nodes import NodeBeat, NodeStore
@@ -40,65 +32,36 @@ from broker.store.reasons import StoreUnavailable
 log = logging.getLogger(__name__)
 
 
-TRIAL_EVERY = 5.0
-"""Seconds between two trials of a credential that is blocked until a time that we set ourselves, when nobody else is
-left; and after which a block that has run out is tried by this node, if no worker has done so."""
-
-REST = 2.0
-"""Seconds for which one that is out on soft evidence rests when a turn of this node was placed on it."""
-
-LIVE_WITHIN = 5.0
-"""Seconds after its last heartbeat in which a node's load still counts."""
-
 TOLD_EVERY = 1.0
 """Seconds between two writes of what a vendor says about one and the same limits."""
 
 
-_NEVER = frozenset({"tried", "model", "boundary"})
-"""Why one was passed over who will not serve this turn, however long it waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Placing:
-    """How turns are placed: the strategy among equals, seconds a turn may wait for a credential, how many may wait."""
-
-    strategy: Strategy = Strategy.LEAST_LOADED
-    wait: float = 10.0
-    waiting: int = 4096
+RowChanged = Callable[[AuthHealth | None, AuthHealth], None]
+Refreshed = Callable[[Mapping[str, AuthHealth], Mapping[str, NodeBeat]], None]
 
 
 class HealthBoard:
-    """Places turns by the local snapshot and reports outcomes; neither makes a turn wait for the store.
+    """This node's copy of the health table, and its voice there; nothing here makes a turn wait for the store.
 
     What is reported takes effect on this node at once; on the others as soon as the hint comes, and with their next
-    refresh at the latest. A turn that nobody can serve now, but probably in a moment, may `wait`: for the end of a
-    short block, for the one request that tries a credential whose block has run out, for its part of one that comes
-    back slowly, for a slot where there is a cap.
+    refresh at the latest.
     """
 
     def __init__(
         self,
-        pool: Sequence[Credential],
         store: HealthStore,
         nodes: NodeStore,
         metrics: Metrics,
         *,
-        node: str,
         refresh: float,
         chance: random.Random,
-        placing: Placing | None = None,
-        bound: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        self.placing = placing or Placing()
         self.snapshot = HealthSnapshot()
-        self.in_flight: Counter[str] = Counter()
-        self._node = node
         self._store = store
         self._nodes = nodes
         self._metrics = metrics
         self._refresh = refresh
         self._chance = chance
-        self._bound = bound
         self._streaks: Counter[str] = Counter()
         self._offset = time.time() - time.monotonic()
         self._reports: set[asyncio.Task[None]] = set()
@@ -107,33 +70,18 @@ class HealthBoard:
         self._heard: set[str] = set()
         self._told: dict[str, tuple[float, Limits]] = {}
         self._refresher: asyncio.Task[None] | None = None
-        self._turn = 0
-        self._started: dict[str, int] = {}
-        self._resting: dict[str, float] = {}
-        self._total: Counter[str] = Counter()
-        self._sessions: Counter[str] = Counter()
-        self.waiting = WaitingRoom(
-            self._place_waiting, self._refuse, patience=self.placing.wait, most=self.placing.waiting
-        )
-        self.licences = Licences(store, metrics, self.waiting.wake)
-        self.allotment = Allotment(node, store, metrics, self.in_flight, self.waiting.wake)
-        self.loads = Loads(
-            self._total,
-            self._sessions,
-            self.in_flight,
-            self.allotment.caps,
-            self.licences.free,
-            self._started,
-            self._resting,
-        )
-        self.pool: Sequence[Credential] = ()
-        self._by_name: dict[str, Credential] = {}
-        self.adopt(pool)
+        self._row_changed: RowChanged = lambda before, row: None
+        self._refreshed: Refreshed = lambda before, beats: None
+
+    def listen(self, row_changed: RowChanged, refreshed: Refreshed) -> None:
+        """Who places turns hears of every row that changes, as it was and as it is, and of every refresh: the rows as
+        they were, and the heartbeats of all nodes."""
+        self._row_changed = row_changed
+        self._refreshed = refreshed
 
     async def start(self) -> None:
         """Read the table once, if the store is there, and keep it fresh."""
         await self.refresh()
-        self.licences.start()
         self._refresher = asyncio.create_task(self._keep_fresh(), name="health")
 
     async def stop(self) -> None:
@@ -141,150 +89,16 @@ class HealthBoard:
         if self._refresher is not None:
             self._refresher.cancel()
             await asyncio.wait([self._refresher])
-        await self.licences.stop()
-        await self.allotment.stop()
         if self._reports:
             await asyncio.wait(self._reports, timeout=1.0)
-
-    def adopt(self, pool: Sequence[Credential]) -> None:
-        """Place turns on these credentials from now on; turns that run are not touched."""
-        self.pool = tuple(pool)
-        self._by_name = {credential.name: credential for credential in pool}
-        self.waiting.wake()
 
     def now(self) -> float:
         """The store's clock as far as this node knows it, in seconds; steps of the node's own clock do not touch it."""
         return time.monotonic() + self._offset
 
-    # --- placing ---
-
-    def place(self, wish: Wish) -> Placed | NonePlaced | None:
-        """Choose a credential for a turn; answers from memory. None: nobody now, but it is worth to `wait`."""
-        pinned = self._by_name.get(wish.preferred) if wish.preferred is not None else None
-        if pinned is not None and keep(pinned, self.snapshot, self.loads, wish, now=self.now()):
-            if not self._has_room(pinned):
-                return None
-            if not self.snapshot.clear:
-                self._count_start(self.snapshot.verdict(pinned, wish.model, self.now()))
-            return self._seat(pinned, wish, "")
-        if self.waiting.queues(wish):
-            return None
-        return self._place_waiting(wish)
-
-    def wait(self, wish: Wish, then: Answered) -> Ticket | None:
-        """Call `then` with the answer as soon as there is one, within `placing.wait`; None if too many wait."""
-        self._metrics.waits.inc()
-        return self.waiting.enter(wish, then)
-
-    def refuse(self, wish: Wish) -> NonePlaced:
-        """The answer to a turn that cannot wait."""
-        return self._refuse(wish)
-
-    def explain(self, wish: Wish) -> list[Explained]:
-        """Who would serve such a turn now, and of every other one why not."""
-        return explain(self._choose(wish), wish, self.placing.strategy)
-
-    def usable(self) -> int:
-        """How many credentials could serve some turn right now."""
-        now = self.now()
-        verdicts = (self.snapshot.verdict(credential, "", now) for credential in self.pool)
-        return sum(verdict.usable or verdict.half_open for verdict in verdicts)
-
     def ailing(self, credential: Credential, model: str) -> list[AuthHealth]:
         """What is held against a credential now; a turn that succeeds disproves these rows and no newer ones."""
         return self.snapshot.ailing(credential, model)
-
-    def engage(self, credential: Credential) -> None:
-        """From its placement on, a turn counts as in flight on its credential."""
-        self.in_flight[credential.name] += 1
-        self._total[credential.name] += 1
-
-    def release(self, credential: Credential, trial: str) -> None:
-        """The turn is no longer on it; `trial` as it was placed."""
-        self.in_flight[credential.name] -= 1
-        self._total[credential.name] -= 1
-        if trial:
-            self.licences.over(trial)
-        self.waiting.wake()
-
-    def _choose(self, wish: Wish) -> Choice:
-        self._turn += 1
-        strategy = self.placing.strategy
-        chance = self._turn if strategy is Strategy.ROUND_ROBIN else self._chance.getrandbits(64)
-        return select(self.pool, self.snapshot, self.loads, wish, now=self.now(), chance=chance, strategy=strategy)
-
-    def _place_waiting(self, wish: Wish) -> Placed | NonePlaced | None:
-        choice = self._choose(wish)
-        if (taken := choice.credential) is not None:
-            if not self._has_room(taken):
-                return None
-            verdict = choice.candidates[0].verdict
-            self._count_start(verdict)
-            if verdict.row is not None and verdict.row.soft and verdict.row.state in BLOCKING:
-                self._resting[taken.name] = self.now() + REST
-            tried = verdict.row.subject if verdict.half_open and verdict.row is not None else ""
-            return self._seat(taken, wish, self.licences.use(tried) if tried else "")
-        return None if self._hopeful(choice.candidates) else self._none(choice.candidates, wish)
-
-    def _count_start(self, verdict: Verdict) -> None:
-        if verdict.ramp is not None:
-            subject = verdict.ramp.subject
-            self._started[subject] = self._started.get(subject, 0) + 1
-
-    def _seat(self, credential: Credential, wish: Wish, trial: str) -> Placed:
-        name = credential.name
-        if name == wish.preferred:
-            return Placed(credential, "", trial)
-        self._sessions[name] += 1
-        if wish.preferred is not None:
-            self._sessions[wish.preferred] -= 1
-        return Placed(credential, f"{self._chance.getrandbits(128):032x}", trial)
-
-    def _has_room(self, credential: Credential) -> bool:
-        return not credential.max_in_flight or self.allotment.has_room(credential, len(self.waiting))
-
-    def _hopeful(self, candidates: Sequence[Candidate]) -> bool:
-        """Whether one of them will probably serve in a moment; asks for the licence of who may be tried."""
-        now = self.now()
-        # all of them are asked, for whoever is tried first may fail
-        promising = [self._promises(candidate, now) for candidate in candidates]
-        return any(promising)
-
-    def _promises(self, candidate: Candidate, now: float) -> bool:
-        why, row = candidate.passed_over, candidate.verdict.row
-        if why in ("busy", "ramping"):
-            return True
-        if row is None or why in _NEVER or row.state is HealthState.PAUSED:
-            return False
-        if why == "half_open":
-            self.licences.wanted(row)
-            return True
-        if row.until and row.until - now <= self.placing.wait:
-            return True
-        if row.soft:
-            return True  # it rests for a moment, and is then used again
-        if row.told or now - row.since < TRIAL_EVERY:
-            return False
-        # with nobody left, an end that we set ourselves is looked at earlier: a mistake that took the whole pool out is
-        # over soon after its cause. Where somebody else is at it, what comes of it is worth to wait for
-        self.licences.wanted(row)
-        return True
-
-    def _refuse(self, wish: Wish) -> NonePlaced:
-        return self._none(self._choose(wish).candidates, wish)
-
-    def _none(self, candidates: Sequence[Candidate], wish: Wish) -> NonePlaced:
-        # why a credential is out although it was tried in this turn is written in its row; one that was not passed over
-        # had no slot left
-        reasons = {
-            c.verdict.row.state.value
-            if c.passed_over == "tried" and c.verdict.row and not c.verdict.usable
-            else c.passed_over or "busy"
-            for c in candidates
-        }
-        able = [c.credential for c in candidates if c.passed_over not in ("model", "boundary")]
-        now = self.now()
-        return NonePlaced(frozenset(reasons), self.snapshot.earliest_reset(able, wish.model, now), now)
 
     # --- reporting ---
 
@@ -367,12 +181,7 @@ class HealthBoard:
         """A row is as it is now, here or anywhere."""
         before = self.snapshot.rows.get(row.subject)
         self.snapshot.put(row)
-        if before is None or before.returned != row.returned:
-            self._started.pop(row.subject, None)
-        if row.state not in BLOCKING or row.holds(self.now()):
-            # the answer is there, whoever has found it
-            self.licences.done(row.subject)
-        self.waiting.wake()
+        self._row_changed(before, row)
 
     async def _tell(self, report: HealthReport) -> None:
         try:
@@ -425,7 +234,6 @@ class HealthBoard:
             table = await self._store.table()
         except StoreUnavailable as error:
             self._metrics.store_errors.inc(error.reason)
-            self._show()
             return
         self._offset = table.now - time.monotonic()
         # a row that is about to be told, or could not be, or was heard of meanwhile, is newer here
@@ -436,48 +244,7 @@ class HealthBoard:
             if row is not None:
                 self.snapshot.rows[subject] = row
         self.snapshot.limits = {g: told for g, told in table.limits.items() if told.nearly_used(table.now)}
-        self._count(beats)
-        if before != self.snapshot.rows:
-            self._settled(before)
-            self.waiting.wake()
-        self.allotment.settle(self._by_name)
-        self._volunteer()
-        self._show()
-
-    def _settled(self, before: Mapping[str, AuthHealth]) -> None:
-        now = self.now()
-        for subject in list(self._started):
-            row, known = self.snapshot.rows.get(subject), before.get(subject)
-            if row is None or known is None or row.returned != known.returned:
-                del self._started[subject]
-        for subject in list(self.licences.free):
-            row = self.snapshot.rows.get(subject)
-            if row is None or row.state not in BLOCKING or (row != before.get(subject) and row.holds(now)):
-                self.licences.done(subject)
-
-    def _count(self, beats: Mapping[str, NodeBeat]) -> None:
-        """What all nodes run together, and which part of what comes back slowly is this node's."""
-        live = {n: b for n, b in beats.items() if b.age < LIVE_WITHIN and getattr(b, "role", "edge") == "edge"}
-        others: Counter[str] = Counter()
-        sessions = Counter(self._bound())
-        for name, beat in live.items():
-            if name != self._node:
-                others.update(beat.load.get("in_flight", {}))
-                sessions.update(beat.load.get("bound", {}))
-        self._total.clear()
-        self._total.update(others)
-        self._total.update(self.in_flight)
-        self._sessions.clear()
-        self._sessions.update(sessions)
-        names = sorted({*live, self._node})
-        self.loads.share = self.allotment.share = (names.index(self._node), len(names))
-
-    def _volunteer(self) -> None:
-        """A block that ran out some time ago, and that no worker has looked into, is tried by a turn of this node."""
-        now = self.now()
-        for probe in due(self.snapshot.rows, self.pool, now):
-            if probe.row.half_open(now) and now - probe.row.until > TRIAL_EVERY:
-                self.licences.wanted(probe.row)
+        self._refreshed(before, beats)
 
     async def _keep_fresh(self) -> None:
         while True:
@@ -486,11 +253,3 @@ class HealthBoard:
                 await self.refresh()
             except Exception as error:  # noqa: BLE001 - a node that no longer looks would be worse off than one that errs
                 log.error("the health table could not be taken over", extra={"kind": type(error).__name__})
-
-    def _show(self) -> None:
-        now = self.now()
-        for credential in self.pool:
-            verdict = self.snapshot.verdict(credential, "", now)
-            for state in HealthState:
-                blocked = not verdict.usable and verdict.row is not None and verdict.row.state is state
-                self._metrics.health_state.labels(credential.name, state.value).set(blocked)

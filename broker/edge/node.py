@@ -20,7 +20,8 @@ from broker.domain.health import HealthState
 from broker.domain.transcript import Commit
 from broker.domain.turn import Policy
 from broker.edge.access import Access, Tenant
-from broker.edge.health import HealthBoard, Placing
+from broker.edge.health import HealthBoard
+from broker.edge.placement import Placement, Placing
 from broker.edge.pulse import Pulse
 from broker.edge.sessions import Sessions
 from broker.edge.websocket import ClientSocket
@@ -95,13 +96,14 @@ class Node:
         self.journal = Journal(self.store, max_turns=store.journal, max_bytes=store.journal_bytes)
         self.journal.listen(self._landed)
         self._nodes = NodeStore(self.connection)
-        self.health = HealthBoard(
+        table = HealthStore(self.connection)
+        self.health = HealthBoard(table, self._nodes, self.metrics, refresh=store.refresh, chance=self.chance)
+        self.placement = Placement(
             credentials,
-            HealthStore(self.connection),
-            self._nodes,
+            self.health,
+            table,
             self.metrics,
             node=name,
-            refresh=store.refresh,
             chance=self.chance,
             placing=placing,
             bound=self._bound,
@@ -115,6 +117,7 @@ class Node:
             self.bounds,
             self.metrics,
             self.health,
+            self.placement,
             self.sessions,
             self.store,
             self.journal,
@@ -138,6 +141,7 @@ class Node:
         await self.dialer.start()
         self.journal.start()
         await self.health.start()
+        self.placement.start()
         if self.hints is not None:
             self.hints.start()
         every = self._store_settings.idle_ttl / 4
@@ -163,6 +167,7 @@ class Node:
             log.error("turns were not written", extra={"count": left})
         if self.hints is not None:
             await self.hints.stop()
+        await self.placement.stop()
         await self.health.stop()
         await self.dialer.stop()
         await self.connection.close()
@@ -175,10 +180,10 @@ class Node:
         link only if its credential is the same object as before. Sockets of a tenant that is gone stay until their
         clients leave. Tenants may not become several where there was one at the start (see `shared`).
         """
-        gone = {credential.name for credential in self.health.pool} - {credential.name for credential in credentials}
+        gone = {credential.name for credential in self.placement.pool} - {credential.name for credential in credentials}
         self._boundaries |= {credential.boundary for credential in credentials}
         self.policy.boundaries = max(self.policy.boundaries, len(self._boundaries))
-        self.health.adopt(credentials)
+        self.placement.adopt(credentials)
         for name in gone:
             for state in HealthState:
                 self.metrics.health_state.labels(name, state.value).set(0)
@@ -213,7 +218,7 @@ class Node:
     @property
     def busy(self) -> bool:
         """Whether any turn is in flight."""
-        return any(self.health.in_flight.values())
+        return any(self.placement.in_flight.values())
 
     async def store_answers(self) -> bool:
         """Whether the store answers right now."""
@@ -237,7 +242,7 @@ class Node:
         return {
             "sockets": len(self.sockets),
             "links": self.dialer.open_links,
-            "in_flight": +self.health.in_flight,
+            "in_flight": +self.placement.in_flight,
             "bound": self._bound(),
         }
 

@@ -42,17 +42,17 @@ def reloader(
 
 
 def _take(node: Node, built: tuple[Sequence[Credential], Sequence[Tenant]], later: list[str]) -> Reloaded:
-    credentials, tenants = kept(node.health.pool, built[0]), kept(node.tenants, built[1])
+    credentials, tenants = kept(node.placement.pool, built[0]), kept(node.tenants, built[1])
     if len(tenants) > 1 and not node.shared:
         # what is unknown to us is passed on where there is one tenant, and that is settled at the start
         later.append("tenants (a second one)")
         tenants = list(node.tenants)
     if later:
         log.warning("restart to take over: %s", ", ".join(later))
-    if same(credentials, node.health.pool) and same(tenants, node.tenants):
+    if same(credentials, node.placement.pool) and same(tenants, node.tenants):
         log.info("configuration unchanged", extra={"node": node.name})
         return Reloaded.UNCHANGED
-    told = _difference("credentials", node.health.pool, credentials)
+    told = _difference("credentials", node.placement.pool, credentials)
     told += _difference("tenants", node.tenants, tenants)
     node.adopt(credentials, tenants)
     log.info("configuration adopted: %s", "; ".join(told), extra={"node": node.name, "count": len(credentials)})

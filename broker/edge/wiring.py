@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from broker.domain.turn import Policy
 from broker.edge.health import HealthBoard
+from broker.edge.placement import Placement
 from broker.edge.pulse import Pulse
 from broker.edge.sessions import Sessions
 from broker.metrics import Metrics
@@ -41,6 +42,7 @@ class Wiring:
     bounds: Bounds
     metrics: Metrics
     health: HealthBoard
+    placement: Placement
     sessions: Sessions
     store: SessionStore
     journal: Journal

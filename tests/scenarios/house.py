@@ -22,8 +22,8 @@ from broker.domain.session import Session, derive_sid
 from broker.domain.turn import Policy
 from broker.edge.access import Tenant
 from broker.edge.app import Listeners
-from broker.edge.health import Placing
 from broker.edge.node import Node, StoreSettings
+from broker.edge.placement import Placing
 from broker.edge.wiring import Bounds
 from broker.simulator import SessionClient, SimCredential, Simulator, TurnResult
 from broker.simulator.record import TurnRecord

@@ -122,7 +122,7 @@ async def test_answers_a_bad_frame_and_serves_the_next_good_one(house: House, fr
         assert len(error["message"]) < 1000
         await good_turn(client)
     assert counted(node, "broker_turns_total", outcome="broken") == 0
-    assert node.node.health.usable() == 3
+    assert node.node.placement.usable() == 3
     assert (await other.turn("two")).ok
 
 
@@ -174,7 +174,7 @@ async def test_ends_an_odd_frame_within_bounds_and_serves_the_next_good_one(hous
             assert end["error"]["code"]
         await good_turn(client)
     assert counted(node, "broker_turns_total", outcome="broken") == 0
-    assert node.node.health.usable() == 3
+    assert node.node.placement.usable() == 3
     assert (await other.turn("two")).ok
 
 
@@ -284,9 +284,9 @@ async def test_cuts_off_a_client_that_reads_nothing_and_keeps_its_memory(house: 
     # the vendor's 40 MB answer lives in this process, too; the broker shall not hold it a second time
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
     await wait_until(lambda: house.sim.sockets["A"] == 1)
-    assert node.node.health.usable() == 3 and not node.node.health.snapshot.rows
+    assert node.node.placement.usable() == 3 and not node.node.health.snapshot.rows
     assert (await other.turn("afterwards")).ok
-    assert node.node.health.in_flight["A"] == 0
+    assert node.node.placement.in_flight["A"] == 0
 
 
 async def test_refuses_more_sockets_than_the_node_takes(house: House) -> None:

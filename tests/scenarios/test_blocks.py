@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from broker.edge.health import Placing
+from broker.edge.placement import Placing
 from broker.simulator import SessionClient, TurnResult
 from tests import engines
 from tests.scenarios.house import House, conversation, counted, everything_in, held_against, own_endpoints, wait_until

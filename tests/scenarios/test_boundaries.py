@@ -116,7 +116,7 @@ async def test_takes_up_its_old_reasoning_when_a_session_comes_back_over_the_bou
     assert (await client.turn("at B")).ok
     house.sim.faults.clear()
     exhaust(house, "B")
-    await wait_until(lambda: node.node.health.usable() == 3)
+    await wait_until(lambda: node.node.placement.usable() == 3)
 
     back = await client.turn("back at A")
     further = await client.turn("further")
@@ -290,7 +290,7 @@ async def test_a_compacted_session_waits_for_its_boundary_and_goes_on_there(hous
 
     refused = await client.turn("three")
     house.sim.faults.clear()
-    await wait_until(lambda: node.node.health.usable() == 3)
+    await wait_until(lambda: node.node.placement.usable() == 3)
     third = await client.retry()
 
     assert refused.error is not None

@@ -183,7 +183,7 @@ async def test_evicts_the_parent_when_the_vendor_refuses_its_continuation(house:
 
     assert failed.error is not None and 400 <= failed.error["status"] < 500
     assert_not_found(again)
-    assert one.node.health.usable() == 3
+    assert one.node.placement.usable() == 3
 
 
 async def test_keeps_the_parent_when_a_fork_from_another_lane_fails(house: House) -> None:

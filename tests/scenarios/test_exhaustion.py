@@ -141,9 +141,9 @@ async def test_goes_on_with_the_whole_context_when_a_credential_has_recovered(ho
     house.sim.faults.set("B", "usage_limit_reached", resets_in=1, times=1)
     house.sim.faults.set("C", NO_TIME)
     assert tells_of_exhaustion(await client.turn("two"))
-    assert node.node.health.usable() == 0
+    assert node.node.placement.usable() == 0
 
-    await wait_until(lambda: node.node.health.usable() == 1)
+    await wait_until(lambda: node.node.placement.usable() == 1)
     again = await client.retry()
 
     assert again.ok, again.error

@@ -27,7 +27,7 @@ async def assert_unharmed(house: House, node: Listeners, client: SessionClient, 
     assert (await pin_of(house, client)).same(before)
     assert {turn.credential for turn in house.sim.turns} == {before.credential}
     assert counted(node, "broker_health_reports_total") == 0
-    assert node.node.health.snapshot.rows == {} and node.node.health.usable() == 3
+    assert node.node.health.snapshot.rows == {} and node.node.placement.usable() == 3
     assert counted(node, "broker_failovers_total") == 0
     assert client.connected and counted(node, "broker_handshakes_total", result="accepted") == 1
     assert client.notices == []

@@ -212,5 +212,5 @@ async def test_keeps_a_credential_s_bound_when_ten_turns_start_at_once(house: Ho
     assert all(turn.error is not None and turn.error["status"] == 429 for turn in turns if not turn.ok), [
         turn.error for turn in turns
     ]
-    await wait_until(lambda: not any(node.node.health.in_flight.values()))
+    await wait_until(lambda: not any(node.node.placement.in_flight.values()))
     assert all([(await client.turn("later")).ok for client in clients])

@@ -401,10 +401,10 @@ async def test_follows_its_files_by_itself_and_the_last_change_wins(follow: Foll
         assert_well(await asyncio.gather(*(client.turn("hello") for client in clients)))
         turns = await running(node.house, clients, "a long one")
         node.rotate("A", "sk-sim-A2")
-        await wait_until(lambda: node.listeners.node.health.pool[0].secret != Secret("sk-sim-A"))
+        await wait_until(lambda: node.listeners.node.placement.pool[0].secret != Secret("sk-sim-A"))
         node.rotate("A", "sk-sim-A3")
         node.rotate("A", "sk-sim-A4")
-        await wait_until(lambda: node.listeners.node.health.pool[0].secret == Secret("sk-sim-A4"))
+        await wait_until(lambda: node.listeners.node.placement.pool[0].secret == Secret("sk-sim-A4"))
         assert_well(await asyncio.gather(*turns))
         assert_well([await client.turn("next") for client in clients])
     assert served_by(node.house, 8) == {"A4": 4}
@@ -424,7 +424,7 @@ async def test_file_that_is_still_being_written_is_adopted_once(follow: Follow) 
     async with node.following(every=0.01, settle=0.25):
         until = time.monotonic() + 0.6
         await wait_until(write_more)
-        await wait_until(lambda: node.listeners.node.health.pool[0].weight == written)
+        await wait_until(lambda: node.listeners.node.placement.pool[0].weight == written)
         assert node.reloads("adopted") == 1
 
 
@@ -490,9 +490,9 @@ async def test_many_sessions_go_on_while_keys_come_and_go(follow: Follow) -> Non
             node.rotate(name, secret)
             node.configure(*pool, **{name: {"weight": number + 2} for name in pool})
             wanted = [(name, float(number + 2)) for name in pool]
-            await wait_until(lambda: [(c.name, c.weight) for c in node.listeners.node.health.pool] == wanted)  # noqa: B023
+            await wait_until(lambda: [(c.name, c.weight) for c in node.listeners.node.placement.pool] == wanted)  # noqa: B023
             await wait_until(
-                lambda: Secret(secret) in [c.secret for c in node.listeners.node.health.pool]  # noqa: B023
+                lambda: Secret(secret) in [c.secret for c in node.listeners.node.placement.pool]  # noqa: B023
             )
             served = len(house.sim.turns)
             await wait_until(lambda: len(house.sim.turns) > served + 24)  # noqa: B023
@@ -504,7 +504,7 @@ async def test_many_sessions_go_on_while_keys_come_and_go(follow: Follow) -> Non
     assert counted(node.listeners, "broker_upstream_failures_total") == 0
     since = len(house.sim.turns)
     assert_well([await client.turn("the last one") for client in clients])
-    last = {c.secret.reveal().rpartition("-")[2] for c in node.listeners.node.health.pool}
+    last = {c.secret.reveal().rpartition("-")[2] for c in node.listeners.node.placement.pool}
     assert set(served_by(house, since)) <= last
     assert served_by(house, since).total() == 16
 

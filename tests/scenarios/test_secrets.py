@@ -115,7 +115,7 @@ async def forgiven(house: House, node: Listeners) -> None:
     async with Redis.from_url(house.url) as redis:
         await redis.delete(keys.health_rows())
     await node.node.health.refresh()
-    await wait_until(lambda: node.node.health.usable() == 3)
+    await wait_until(lambda: node.node.placement.usable() == 3)
 
 
 def found(words: tuple[str, ...], *places: str) -> list[str]:
@@ -190,6 +190,12 @@ async def test_a_credential_shows_its_secret_in_no_text(house: House) -> None:
     credentials = house.credentials()
     node = await house.node(credentials=[replace(c, headers={"x-project": "p"}) for c in credentials])
 
-    texts = [repr(credentials), str(credentials), f"{credentials}", repr(node.node.health.pool), repr(vars(node.node))]
+    texts = [
+        repr(credentials),
+        str(credentials),
+        f"{credentials}",
+        repr(node.node.placement.pool),
+        repr(vars(node.node)),
+    ]
 
     assert found(VENDOR_KEYS, *texts) == []

@@ -12,7 +12,7 @@ import pytest
 from broker.domain.credential import Credential
 from broker.domain.selection import Strategy
 from broker.edge.app import Listeners
-from broker.edge.health import Placing
+from broker.edge.placement import Placing
 from broker.simulator import SessionClient
 from tests.scenarios.house import House, held_against, shared_quota, wait_until
 
@@ -125,7 +125,7 @@ async def test_goes_on_trying_when_the_node_that_holds_the_licence_says_nothing_
     await wait_until(lambda: all(held_against(node) for node in (one, two)))
     row = next(iter(one.node.health.snapshot.rows.values()))
     # somebody takes the licence, and dies
-    assert await one.node.health.licences._store.license(row, "somebody who has died", 2.0)
+    assert await one.node.placement.licences._store.license(row, "somebody who has died", 2.0)
 
     began = time.monotonic()
     turn = await other.turn("one")
@@ -197,7 +197,7 @@ async def test_the_slots_of_a_node_that_was_cut_off_are_free_again_in_seconds(ho
     (only, *_) = house.credentials()
     capped = replace(only, max_in_flight=2)
     one, two = [await house.node(credentials=[capped]) for _ in range(2)]
-    dead = one.node.health.allotment._store
+    dead = one.node.placement.allotment._store
     assert await dead.claim("A", "a node that has died", 2, used=2, cap=2, lasting=1.5) == (2, 2)
     client = await house.connected(two)
 
@@ -245,7 +245,7 @@ async def test_a_credential_that_joins_takes_new_sessions_and_moves_nobody(house
     clients = await opened(house, [node], 12)
     before = {client: (await house.session(client)).pin for client in clients}
 
-    node.node.health.adopt(level(house.credentials()))
+    node.node.placement.adopt(level(house.credentials()))
     fresh = [(await opened(house, [node], 1))[0] for _ in range(24)]
     for turn in await asyncio.gather(*(client.turn("two") for client in clients)):
         assert turn.ok
@@ -263,7 +263,7 @@ async def test_a_credential_that_leaves_moves_its_own_sessions_and_nobody_else(h
     leaving = {client for client, pin in before.items() if pin is not None and pin.credential == "B"}
     assert leaving
 
-    node.node.health.adopt([c for c in level(house.credentials()) if c.name != "B"])
+    node.node.placement.adopt([c for c in level(house.credentials()) if c.name != "B"])
     for turn in await asyncio.gather(*(client.turn("two") for client in clients)):
         assert turn.ok
 
@@ -347,6 +347,8 @@ async def test_a_thousand_poisonous_requests_disable_nobody(build: object) -> No
     for node in nodes:
         await node.node.health.refresh()
         health = node.node.health
-        assert all(health.snapshot.verdict(c, "sim-1", health.now()).usable for c in health.pool), held_against(node)
+        assert all(health.snapshot.verdict(c, "sim-1", health.now()).usable for c in node.node.placement.pool), (
+            held_against(node)
+        )
     good = await house.connected(nodes[0])
     assert (await good.turn("harmless")).ok

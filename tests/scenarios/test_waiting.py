@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from broker.edge.app import Listeners
-from broker.edge.health import Placing
+from broker.edge.placement import Placing
 from tests.scenarios.house import KEY, House, counted, held_against, wait_until
 
 
@@ -66,7 +66,7 @@ async def test_turns_wait_in_the_order_in_which_they_came(house: House) -> None:
     turns = []
     for number, client in enumerate(clients):
         turns.append(asyncio.create_task(client.turn(f"number {number} [[slow:20]]")))
-        await wait_until(lambda n=number: len(node.node.health.waiting) == n)  # type: ignore[misc]
+        await wait_until(lambda n=number: len(node.node.placement.waiting) == n)  # type: ignore[misc]
     assert all(turn.ok for turn in await asyncio.gather(*turns))
     texts = [str(turn.input) for turn in house.sim.turns]
     assert [f"number {n}" in text for n, text in enumerate(texts)] == [True] * 6
@@ -90,13 +90,13 @@ async def test_who_leaves_while_it_waits_is_not_sent_any_more(house: House, how:
     running = asyncio.create_task(busy.turn("one [[deltas:4]] [[slow:100]]"))
     await wait_until(lambda: house.sim.turns)
     gone = asyncio.create_task(leaver.turn("never sent"))
-    await wait_until(lambda: len(node.node.health.waiting) == 1)
+    await wait_until(lambda: len(node.node.placement.waiting) == 1)
     waiting = asyncio.create_task(patient.turn("two"))
-    await wait_until(lambda: len(node.node.health.waiting) == 2)
+    await wait_until(lambda: len(node.node.placement.waiting) == 2)
 
     await (leaver.close() if how == "close" else leaver.kill())
 
-    await wait_until(lambda: len(node.node.health.waiting) == 1)
+    await wait_until(lambda: len(node.node.placement.waiting) == 1)
     assert (await running).ok and (await waiting).ok
     await gone
     assert "never sent" not in str([turn.input for turn in house.sim.turns])
@@ -109,14 +109,14 @@ async def test_a_node_that_stops_lets_nobody_wait(house: House) -> None:
     running = asyncio.create_task(busy.turn("one [[deltas:20]] [[slow:200]]"))
     await wait_until(lambda: house.sim.turns)
     waiting = asyncio.create_task(late.turn("two"))
-    await wait_until(lambda: len(node.node.health.waiting) == 1)
+    await wait_until(lambda: len(node.node.placement.waiting) == 1)
     house.nodes.remove(node)
 
     began = time.monotonic()
     await node.stop()
 
     assert time.monotonic() - began < 9.0
-    assert len(node.node.health.waiting) == 0
+    assert len(node.node.placement.waiting) == 0
     assert not (await waiting).ok
     await running
 
