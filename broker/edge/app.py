@@ -205,7 +205,7 @@ async def _explain(request: web.Request) -> web.Response:
     Query: `model` (any), `session` and `tenant` (for a session that exists).
     """
     node, query = request.app[NODE], request.query
-    pin = None
+    pin, sid = None, ""
     if name := query.get("session"):
         sid = derive_sid(query.get("tenant", ""), name)
         try:
@@ -215,7 +215,7 @@ async def _explain(request: web.Request) -> web.Response:
         if session is None:
             return web.json_response({"error": "no such session of this tenant"}, status=404)
         pin = session.pin
-    wish = Wish(query.get("model", ""), pin.credential if pin is not None else None, session=name or "")
+    wish = Wish(query.get("model", ""), pin.credential if pin is not None else None, session=sid)
     candidates = [msgspec.to_builtins(told) for told in node.placement.explain(wish)]
     return web.json_response({"model": wish.model, "pinned": wish.preferred, "candidates": candidates})
 

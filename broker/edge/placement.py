@@ -78,7 +78,7 @@ class Placement:
         self._total: Counter[str] = Counter()
         self._sessions: Counter[str] = Counter()
         self.waiting = WaitingRoom(
-            self._place_waiting, self._refuse, patience=self.placing.wait, most=self.placing.waiting
+            self._place_waiting, self.refuse, patience=self.placing.wait, most=self.placing.waiting
         )
         self.licences = Licences(store, metrics, self.waiting.wake)
         self.allotment = Allotment(node, store, metrics, self.in_flight, self.waiting.wake)
@@ -128,10 +128,6 @@ class Placement:
         """Call `then` with the answer as soon as there is one, within `placing.wait`; None if too many wait."""
         self._metrics.waits.inc()
         return self.waiting.enter(wish, then)
-
-    def refuse(self, wish: Wish) -> NonePlaced:
-        """The answer to a turn that cannot wait."""
-        return self._refuse(wish)
 
     def explain(self, wish: Wish) -> list[Explained]:
         """Who would serve such a turn now, and of every other one why not."""
@@ -223,7 +219,8 @@ class Placement:
         self.licences.wanted(row)
         return True
 
-    def _refuse(self, wish: Wish) -> NonePlaced:
+    def refuse(self, wish: Wish) -> NonePlaced:
+        """The answer to a turn that cannot wait, or has waited too long."""
         return self._none(self._choose(wish).candidates, wish)
 
     def _none(self, candidates: Sequence[Candidate], wish: Wish) -> NonePlaced:
