@@ -14,6 +14,7 @@ import pytest
 from broker.simulator import Fault, SessionClient, SimCredential
 from broker.stage import NodeProcess, Stage, StageProcess
 from tests.scenarios.house import wait_until
+from tests.workers.receiver import receiving
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -139,6 +140,29 @@ async def leading(stage: Stage) -> StageProcess:
                 return worker
         await asyncio.sleep(0.05)
     raise AssertionError("nobody leads")
+
+
+async def test_an_operator_hears_of_a_revoked_key_within_seconds_and_once() -> None:
+    async with receiving() as receiver:
+        hook = {"name": "ops", "url": receiver.url().reveal(), "states": ["revoked"]}
+        async with cluster("A", "B", webhooks=[hook]) as stage:
+            client = await opened(stage, stage.nodes[0])
+            assert (await client.turn("one")).ok
+            name = stage.sim.turns[-1].credential
+            stage.sim.faults.set(name, "token_revoked")
+
+            assert (await client.turn("two")).ok
+            revoked = time.monotonic()
+            await wait_until(lambda: receiver.posts, within=5.0)
+
+            assert time.monotonic() - revoked < 3.0
+            told = receiver.posts[0].json
+            assert f"{name} is revoked" in told["text"] and "sk-stage" not in str(told)
+            # the other worker has its looks, too
+            looked = time.monotonic() + 2.0
+            await wait_until(lambda: time.monotonic() > looked)
+            assert len(receiver.posts) == 1
+            await client.kill()
 
 
 async def test_a_credential_is_tried_again_when_the_node_that_tried_it_was_killed() -> None:
