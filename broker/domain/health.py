@@ -269,8 +269,13 @@ def _outweighs(row: AuthHealth, report: HealthReport, ends: float, told: bool, n
     if not row.holds(now):
         # doubt is no answer to a block that has run out and is not yet disproved
         return row.state in OUT and report.state not in BLOCKING
-    said = (report.state.severity, not report.soft, told, ends or MAX_TIME)
-    return said <= (row.state.severity, not row.soft, row.told, row.until or MAX_TIME)
+    said = _weight(report.state, report.soft, told, ends)
+    return said <= _weight(row.state, row.soft, row.told, row.until)
+
+
+def _weight(state: HealthState, soft: bool, told: bool, until: float) -> tuple[int, bool, bool, float]:
+    # all pauses are a person's word, so among them only the end counts
+    return state.severity, not soft, told or state is HealthState.PAUSED, until or MAX_TIME
 
 
 MAX_TIME = 1e18

@@ -74,17 +74,19 @@ class Hints:
             retry=Retry(NoBackoff(), 0),
             driver_info=None,
         )
-        pubsub = client.pubsub(ignore_subscribe_messages=True)
+        pubsub = client.pubsub()
         try:
             await pubsub.subscribe(keys.health_channel())
-            self.listening = True
-            self._joined()
             asked = False
             while True:
                 message = await pubsub.get_message(timeout=LOOK_EVERY)
                 if message is not None:
                     asked = False
-                    if message["type"] == "message":
+                    if message["type"] == "subscribe":
+                        # not before: what changes until the server has said so is heard by nobody
+                        self.listening = True
+                        self._joined()
+                    elif message["type"] == "message":
                         self._take(message["data"])
                 elif asked:
                     return  # the socket is there, and nobody behind it

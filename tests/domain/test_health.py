@@ -98,6 +98,8 @@ def test_hard_beats_soft_and_the_vendors_own_word_beats_ours(state: HealthState)
 
 def test_a_pause_without_end_outlasts_one_with_an_end_whichever_came_first() -> None:
     for_ever, for_a_while = says(S.PAUSED), says(S.PAUSED, until=NOW + 60)
+    assert merge(merge(None, for_ever, NOW), for_a_while, NOW).until == 0.0
+    assert merge(merge(None, for_a_while, NOW), for_ever, NOW).until == 0.0
     assert merge(None, for_ever, NOW).holds(1e12)
     assert not merge(None, for_a_while, NOW).holds(NOW + 60)
     assert merge(None, says(S.PAUSED, until=NOW + 1e9), NOW).until == NOW + 1e9

@@ -102,7 +102,7 @@ class Oracle:
         self.claims.append(claim)
         heaviest = max(each.weight for each in self.claims)
         rivals = [each for each in self.claims if each.weight == heaviest]
-        assert (GRAVE.index(after.state), not after.soft, after.told) == heaviest
+        assert (GRAVE.index(after.state), not after.soft, after.told or after.state is S.PAUSED) == heaviest
         least, most = max(each.earliest for each in rivals), max(each.latest for each in rivals)
         assert least <= (after.until or FOR_EVER) <= most, (least - now, after.until - now, most - now)
         if after is not before:
@@ -123,7 +123,7 @@ class Oracle:
     def _claim(self, report: HealthReport, now: float, again: bool) -> Claim:
         if report.state is S.PAUSED:
             end = report.until or FOR_EVER
-            return Claim((5, not report.soft, report.until is not None), end, end)
+            return Claim((5, not report.soft, True), end, end)
         if report.until is not None:
             end = min(report.until, now + WEEK)
             return Claim((GRAVE.index(report.state), not report.soft, end == report.until), end, end)

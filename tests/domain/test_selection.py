@@ -234,6 +234,15 @@ def test_who_holds_the_licence_tries_it_first_with_a_session_that_has_no_pin() -
     assert name(choose(pool=[capped], health=rows(ran_out), loads=busy)) is None
 
 
+def test_one_whose_block_still_holds_is_tried_only_when_nobody_else_is_left() -> None:
+    held = row(ONE, S.EXHAUSTED)
+    licensed = Loads(licensed={held.subject})
+    assert taken(health=rows(held), loads=licensed) == {"two", "three"}
+    assert taken(pool=[ONE, TWO], health=rows(held, soft(TWO)), loads=licensed) == {"two"}
+    assert name(choose(Wish("m", "one"), pool=[ONE, TWO], health=rows(held), loads=licensed)) == "two"
+    assert taken(pool=[ONE, TWO], health=rows(held, row(TWO, S.COOLING)), loads=licensed) == {"one"}
+
+
 def test_a_licence_is_for_the_row_that_decides() -> None:
     spent = AuthHealth(group_subject(ONE), S.EXHAUSTED, NOW + 50)
     health = rows(row(ONE, S.REVOKED, NOW - 1), spent)
@@ -335,9 +344,11 @@ def test_keeps_the_weights_in_the_long_run(strategy: Strategy, weights: Sequence
 def test_takes_turns_evenly_over_any_stretch(weights: Sequence[float]) -> None:
     pool = weighed(weights)
     order = [name(choose(pool=pool, chance=turn, strategy=Strategy.ROUND_ROBIN)) for turn in range(600)]
-    for start in range(0, 500, 7):
-        for each in pool:
-            assert abs(order[start : start + 100].count(each.name) - 100 * each.weight / sum(weights)) <= 3
+    for length in (20, 100):
+        for start in range(0, 500, 7):
+            for each in pool:
+                found = order[start : start + length].count(each.name)
+                assert abs(found - length * each.weight / sum(weights)) <= 3
 
 
 def test_fills_the_first_until_it_is_full_or_out() -> None:

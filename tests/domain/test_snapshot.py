@@ -107,7 +107,7 @@ def test_a_pause_that_has_run_out_is_over() -> None:
     # nobody but a person ends a pause, so no trial ever could
     paused = merge(None, HealthReport(pause_subject(KEY), S.PAUSED, until=NOW + 60, operator=True), NOW)
     assert not snapshot(paused).verdict(KEY, "m", NOW + 59).usable
-    assert snapshot(paused).verdict(KEY, "m", NOW + 60).usable
+    assert snapshot(paused).verdict(KEY, "m", NOW + 60).rank == 0
 
 
 @pytest.mark.parametrize("held", [S.COOLING, S.EXHAUSTED])
@@ -183,6 +183,8 @@ def test_limits_that_are_nearly_used_up_make_it_doubted() -> None:
     assert snapshot(limits={limits_of(KEY): full}).verdict(OTHER, "m", NOW).rank == 1
     assert snapshot(limits={limits_of(KEY): full}).verdict(KEY, "m", NOW + 60).rank == 0
     assert snapshot(limits={limits_of(KEY): empty}).verdict(KEY, "m", NOW).rank == 0
+    softly = snapshot(row(SUBJECTS[0], S.REVOKED, soft=True), limits={limits_of(KEY): full})
+    assert softly.verdict(KEY, "m", NOW).rank == 3
     spared = snapshot(row(ENDPOINT, S.COOLING), limits={limits_of(KEY): full})
     assert spared.verdict(KEY, "m", NOW).rank == 2
 

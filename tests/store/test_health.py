@@ -167,6 +167,47 @@ async def test_the_script_and_the_domain_agree(
     assert await events(connection) == stream
 
 
+async def agrees(connection: Connection, row: AuthHealth, report: HealthReport) -> AuthHealth:
+    """What the script makes of a row, which is what the rule makes of it."""
+    await connection.ask(command("HSET", keys.health_rows(), SUBJECT, msgspec.json.encode(row)))
+    ruling = await HealthStore(connection).report(report)
+    assert ruling.row == merge(row, report, ruling.at)
+    return ruling.row
+
+
+@pytest.mark.parametrize("level", [0, 1, 3, 16])
+@pytest.mark.parametrize("at_most", [0.0, 60.0, 1e9])
+async def test_the_script_and_the_domain_double_alike(connection: Connection, level: int, at_most: float) -> None:
+    now = (await HealthStore(connection).table()).now
+    row = AuthHealth(SUBJECT, S.COOLING, until=now - 1, since=now - 9, level=level, strikes=1, version=3)
+    report = HealthReport(SUBJECT, S.COOLING, 2.0, at_most=at_most, at=now)
+    levels = [
+        (await agrees(connection, row, replace(report, began=now - 1 + hair))).level for hair in (-1e-3, 0.0, 1e-3)
+    ]
+    assert levels == [level, min(level + 1, 16), min(level + 1, 16)]
+
+
+@pytest.mark.parametrize("strikes", [0, 1, 7, 8])
+async def test_the_script_and_the_domain_call_the_same_time_calm(connection: Connection, strikes: int) -> None:
+    now = (await HealthStore(connection).table()).now
+    told = []
+    for back in (CALM - 10, CALM + 10):
+        row = AuthHealth(SUBJECT, S.HEALTHY, since=now - 5, returned=now - back, strikes=strikes, version=3)
+        told.append((await agrees(connection, row, HealthReport(SUBJECT, S.REVOKED, 9.0))).strikes)
+        await agrees(connection, row, HealthReport(SUBJECT, S.SUSPECT, 9.0))
+        await agrees(connection, row, HealthReport(SUBJECT, S.PAUSED))
+    assert told == [min(strikes + 1, 8), 1]
+
+
+async def test_the_script_and_the_domain_weigh_pauses_alike(connection: Connection) -> None:
+    now = (await HealthStore(connection).table()).now
+    ends = (None, now + 50, now + 70)
+    for held in ends:
+        row = AuthHealth(SUBJECT, S.PAUSED, until=held or 0.0, since=now - 9, told=held is not None, version=3)
+        for said in ends:
+            await agrees(connection, row, HealthReport(SUBJECT, S.PAUSED, until=said))
+
+
 def test_the_sequences_come_through_everything_that_a_report_can_do() -> None:
     seen: Counter[str] = Counter()
 

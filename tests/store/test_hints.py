@@ -131,6 +131,19 @@ async def test_a_server_that_stands_still_does_not_wedge_it(server: engines.Serv
     await connection.close()
 
 
+async def test_is_joined_only_when_the_server_has_said_so(server: engines.Server) -> None:
+    # else what changes between the reading of the table and the subscription is heard by nobody
+    ear, answered = Ear(server.url), asyncio.Event()
+    server.pause()
+    ear.hints.start()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(answered.wait(), 0.3)
+    assert (ear.joined, ear.hints.listening) == (0, False)
+    server.resume()
+    await wait_until(lambda: ear.joined == 1)
+    await ear.hints.stop()
+
+
 async def test_hears_what_was_said_when_a_server_goes_on_soon(
     server: engines.Server, store: HealthStore, ear: Ear
 ) -> None:

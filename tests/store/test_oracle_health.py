@@ -17,7 +17,6 @@ from broker.domain.health import AuthHealth, HealthReport, HealthState
 from broker.store import keys
 from broker.store.connection import Connection, command
 from broker.store.health import HealthStore
-from tests.store.turns import wait_until
 
 SLACK = 0.003
 """Seconds by which the clocks of a server (milliseconds, cached) may differ from ours."""
@@ -245,19 +244,15 @@ async def test_what_is_in_use_is_held_although_its_claim_had_ended(connection: C
     assert await store.claim("c", "other", 10, used=3, cap=10, lasting=30.0) == (4, 10)
 
 
-async def test_the_slots_of_a_node_that_died_are_others_soon(connection: Connection, engine: str) -> None:
-    store = HealthStore(connection)
-    assert await store.claim("c", "dead", 9, used=9, cap=10, lasting=0.05) == (9, 9)
-    assert await store.claim("c", "alive", 5, used=0, cap=10, lasting=30.0) == (1, 10)
-    found: list[int] = []
-
-    async def ask() -> None:
-        while not found:
-            if (await store.claim("c", "alive", 5, used=1, cap=10, lasting=30.0))[0] == 5:
-                found.append(5)
-
-    task = asyncio.create_task(ask())
-    await wait_until(lambda: bool(found), 5.0)
-    await task
+async def test_the_slots_of_a_node_that_died_are_others_soon_and_not_before(connection: Connection) -> None:
+    store, lasting = HealthStore(connection), 0.4
+    asked = time.monotonic()
+    assert await store.claim("c", "dead", 9, used=9, cap=10, lasting=lasting) == (9, 9)
+    answered = time.monotonic()
+    async with asyncio.timeout(5):
+        while (await store.claim("c", "alive", 5, used=0, cap=10, lasting=30.0)) == (1, 10):
+            assert time.monotonic() < answered + 2.5 * lasting
+    assert time.monotonic() >= asked + lasting - SLACK
+    assert await store.claim("c", "alive", 5, used=0, cap=10, lasting=30.0) == (5, 5)
     (claims,) = await connection.ask(command("HKEYS", keys.health_slots("c")))
     assert claims == [b"alive"]

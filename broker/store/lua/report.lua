@@ -116,12 +116,16 @@ local function ends_at(doublings)
   return math.min(seen + lasting, now + rule.max_block), false
 end
 
+-- all pauses are a person's word, so among them only the end counts
+local function weight(state, soft, told, ends)
+  return {
+    SEVERITY[state], soft and 0 or 1, (told or state == 'paused') and 1 or 0, ends == 0 and MAX_TIME or ends,
+  }
+end
+
 -- 1, 0 or -1 as the report weighs more than the row, as much, or less
 local function weighs(ends, told)
-  local said = {SEVERITY[report.state], report.soft and 0 or 1, told and 1 or 0, ends == 0 and MAX_TIME or ends}
-  local known = {
-    SEVERITY[row.state], row.soft and 0 or 1, row.told and 1 or 0, row['until'] == 0 and MAX_TIME or row['until'],
-  }
+  local said, known = weight(report.state, report.soft, told, ends), weight(row.state, row.soft, row.told, row['until'])
   for i = 1, 4 do
     if said[i] ~= known[i] then
       return said[i] > known[i] and 1 or -1
