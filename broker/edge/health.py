@@ -81,7 +81,7 @@ class HealthBoard:
 
     async def start(self) -> None:
         """Read the table once, if the store is there, and keep it fresh."""
-        await self.refresh()
+        await self._refresh_safely()
         self._refresher = asyncio.create_task(self._keep_fresh(), name="health")
 
     async def stop(self) -> None:
@@ -249,7 +249,10 @@ class HealthBoard:
     async def _keep_fresh(self) -> None:
         while True:
             await asyncio.sleep(self._refresh * (0.8 + 0.4 * self._chance.random()))
-            try:
-                await self.refresh()
-            except Exception as error:  # noqa: BLE001 - a node that no longer looks would be worse off than one that errs
-                log.error("the health table could not be taken over", extra={"kind": type(error).__name__})
+            await self._refresh_safely()
+
+    async def _refresh_safely(self) -> None:
+        try:
+            await self.refresh()
+        except Exception as error:  # noqa: BLE001 - a node that no longer looks would be worse off than one that errs
+            log.error("the health table could not be taken over", extra={"kind": type(error).__name__})

@@ -270,13 +270,13 @@ class Placement:
 
     def _count(self, beats: Mapping[str, NodeBeat]) -> None:
         """What all nodes run together, and which part of what comes back slowly is this node's."""
-        live = {n: b for n, b in beats.items() if b.age < LIVE_WITHIN and getattr(b, "role", "edge") == "edge"}
+        live = {n: b for n, b in beats.items() if b.age < LIVE_WITHIN and b.role == "edge"}
         others: Counter[str] = Counter()
         sessions = Counter(self._bound())
         for name, beat in live.items():
             if name != self._node:
-                others.update(beat.load.get("in_flight", {}))
-                sessions.update(beat.load.get("bound", {}))
+                others.update(_counts(beat.load.get("in_flight")))
+                sessions.update(_counts(beat.load.get("bound")))
         self._total.clear()
         self._total.update(others)
         self._total.update(self.in_flight)
@@ -300,3 +300,8 @@ class Placement:
             for state in HealthState:
                 blocked = not verdict.usable and verdict.row is not None and verdict.row.state is state
                 self._metrics.health_state.labels(credential.name, state.value).set(blocked)
+
+
+def _counts(told: object) -> dict[str, int]:
+    """What another node says of its load, as far as it makes sense."""
+    return {str(k): v for k, v in told.items() if isinstance(v, int)} if isinstance(told, dict) else {}

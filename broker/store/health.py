@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import msgspec
 
@@ -15,13 +13,7 @@ from broker.domain.health import AuthHealth, HealthReport
 from broker.domain.limits import Limits
 from broker.store import keys, scripts
 from broker.store.connection import Connection, command
-
-log = logging.getLogger(__name__)
-
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What is raised by bytes that are no row."""
-
-T = TypeVar("T")
+from broker.store.reading import readable
 
 MAX_EVENTS = 10_000
 """About how many events the stream keeps."""
@@ -86,7 +78,7 @@ class HealthStore:
         rows, limits, (seconds, micros) = await self._connection.ask(
             command("HGETALL", keys.health_rows()), command("HGETALL", keys.health_limits()), command("TIME"), read=True
         )
-        return Table(_read(rows, _row), _read(limits, _limits), int(seconds) + int(micros) / 1e6)
+        return Table(readable(rows, _row), readable(limits, _limits), int(seconds) + int(micros) / 1e6)
 
     async def note_limits(self, group: str, limits: Limits) -> None:
         """What a vendor said about the limits of a group; the newest is what counts, and none is kept for long."""
@@ -133,17 +125,6 @@ class HealthStore:
             scripts.CLAIM, (keys.health_slots(credential),), (node, slots, used, cap, int(lasting * 1000))
         )
         return int(held), int(all_held)
-
-
-def _read(entries: Mapping[bytes, bytes], decode: Callable[[bytes], T]) -> dict[str, T]:
-    """What can be read; what cannot was written by nobody of ours, and shall not make a node blind to the rest."""
-    found = {}
-    for name, raw in entries.items():
-        try:
-            found[name.decode()] = decode(raw)
-        except UNREADABLE:
-            log.warning("an entry of the health table cannot be read")
-    return found
 
 
 LIMITS_LIVE = 86400

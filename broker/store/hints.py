@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 
 from broker.domain.health import AuthHealth
 from broker.store import keys
-from broker.store.health import UNREADABLE
+from broker.store.reading import UNREADABLE
 from broker.store.reasons import FOREIGN, reason_of
 
 log = logging.getLogger(__name__)

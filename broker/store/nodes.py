@@ -10,6 +10,7 @@ import msgspec
 
 from broker.store import keys, scripts
 from broker.store.connection import Connection, command
+from broker.store.reading import readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class NodeStore:
             command("HGETALL", keys.nodes()), command("TIME"), read=True
         )
         now = int(seconds) + int(micros) / 1e6
-        found = {name.decode(): _beat(raw) for name, raw in beats.items()}
+        found = readable(beats, _beat)
         return {name: NodeBeat(beat.at, now - beat.at, beat.load, beat.role) for name, beat in found.items()}
 
     async def remove_stale(self, older_than: float) -> list[str]:

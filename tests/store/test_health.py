@@ -333,3 +333,23 @@ async def test_what_a_row_says_survives_the_trip(connection: Connection) -> None
     ruling = await store.report(report)
     assert ruling.row == merge(None, report, ruling.at)
     assert (await store.table()).rows == {report.subject: ruling.row}
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        b"not json",
+        b"[]",
+        b'{"state":"no such state"}',
+        b'{"subject":"credential:a","state":"cooling","until":1.0,"since":1.0,"because":"","evidence":"","version":4}',
+    ],
+    ids=["no json", "no object", "no state", "an older form"],
+)
+async def test_a_row_that_cannot_be_read_is_mended_by_the_next_report(connection: Connection, known: bytes) -> None:
+    store = HealthStore(connection)
+    await connection.ask(command("HSET", keys.health_rows(), SUBJECT, known))
+    ruling = await store.report(HealthReport(SUBJECT, S.REVOKED, lasting=60.0))
+    assert ruling.changed and ruling.row.state is S.REVOKED
+    assert ruling.row.version == (5 if b"version" in known else 1)
+    assert (await store.table()).rows == {SUBJECT: ruling.row}
+    assert await store.license(ruling.row, "token", 1.0)

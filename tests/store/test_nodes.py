@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-from broker.store.connection import Connection
+from broker.store import keys
+from broker.store.connection import Connection, command
 from broker.store.nodes import NodeStore
 
 
@@ -51,3 +52,11 @@ async def test_the_silent_are_removed_and_nobody_else(connection: Connection) ->
     assert await store.remove_stale(0.05) == ["silent"]
     beats = await store.nodes()
     assert set(beats) == {"alive"} and beats["alive"].at > silent.at
+
+
+async def test_a_heartbeat_that_cannot_be_read_hides_no_other(connection: Connection) -> None:
+    nodes = NodeStore(connection)
+    await nodes.beat("good", {"sockets": 1})
+    for name, garbage in (("one", b"not json"), ("two", b"[]"), ("three", b'{"at":"soon","load":{}}')):
+        await connection.ask(command("HSET", keys.nodes(), name, garbage))
+    assert list(await nodes.nodes()) == ["good"]

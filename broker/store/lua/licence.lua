@@ -11,8 +11,8 @@ local act, token = ARGV[1], ARGV[4]
 local holder = redis.call('GET', KEYS[2])
 
 if act == 'take' then
-  local stored = redis.call('HGET', KEYS[1], ARGV[2])
-  if holder or not stored or cjson.decode(stored).version ~= tonumber(ARGV[3]) then
+  local readable, row = pcall(cjson.decode, redis.call('HGET', KEYS[1], ARGV[2]) or '')
+  if holder or not readable or type(row) ~= 'table' or row.version ~= tonumber(ARGV[3]) then
     return '0'
   end
   redis.call('SET', KEYS[2], token, 'PX', ARGV[5])

@@ -20,10 +20,22 @@ if told_until == cjson.null then
   told_until = nil
 end
 local stored = redis.call('HGET', KEYS[1], report.subject)
-local row = stored and cjson.decode(stored) or {
+local row = {
   subject = report.subject, state = 'healthy', ['until'] = 0, since = 0, because = '', evidence = '', told = false,
   soft = false, level = 0, strikes = 0, cleared = 0, returned = 0, pace = 0, trust = 0, version = 0,
 }
+
+-- what cannot be read is no row, and what an older row lacks has its default: else no report could ever mend it
+local readable, known = pcall(cjson.decode, stored or '{}')
+if readable and type(known) == 'table' and SEVERITY[known.state] then
+  for key, default in pairs(row) do
+    if key ~= 'subject' and type(known[key]) == type(default) then
+      row[key] = known[key]
+    end
+  end
+elseif stored then
+  stored = false
+end
 
 local function blocking(state)
   return SEVERITY[state] >= 2
