@@ -13,6 +13,8 @@ from broker.store.reasons import StoreUnavailable
 LASTS = 5.0
 """Seconds after which the slots of a node that has died are others' to take."""
 
+SETTLE_EVERY = 1.0
+
 ASK_EVERY = 0.2
 """Seconds after a claim that brought too little in which no more is claimed."""
 
@@ -41,10 +43,24 @@ class Allotment:
         self._came = came
         self._held: dict[str, int] = {}
         self._tight: dict[str, float] = {}
+        self._sought: dict[str, tuple[float, int]] = {}
+        self._settler: asyncio.Task[None] | None = None
         self._claims: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, pool: Callable[[], Mapping[str, Credential]]) -> None:
+        """Settle from now on, for the credentials that `pool` has by name."""
+        self._settler = asyncio.create_task(self._keep_settled(pool), name="slots")
+
+    async def _keep_settled(self, pool: Callable[[], Mapping[str, Credential]]) -> None:
+        while True:
+            await asyncio.sleep(SETTLE_EVERY)
+            self.settle(pool())
 
     async def stop(self) -> None:
         """Give everything back, bounded."""
+        if self._settler is not None:
+            self._settler.cancel()
+            await asyncio.wait([self._settler])
         for task in self._claims.values():
             task.cancel()
         giving = [
@@ -64,7 +80,9 @@ class Allotment:
         if not cap or running < self._held.get(name, 0):
             return True
         if name not in self._claims:
-            self._claim(credential, min(running + 1 + waiting, cap))
+            slots = min(running + 1 + waiting, cap)
+            self._sought[name] = (asyncio.get_running_loop().time() + SETTLE_EVERY, slots)
+            self._claim(credential, slots)
         return False
 
     def settle(self, pool: Mapping[str, Credential]) -> None:
@@ -92,7 +110,12 @@ class Allotment:
         name, cap = credential.name, credential.max_in_flight
         loop, running = asyncio.get_running_loop(), self._in_flight[credential.name]
         try:
-            held, _ = await self._store.claim(name, self._node, slots, used=min(running, slots), cap=cap, lasting=LASTS)
+            until, sought = self._sought.get(name, (0.0, 0))
+            wants = max(slots, sought if until > loop.time() else 0)
+            claim = await self._store.claim(
+                name, self._node, slots, used=min(running, slots), cap=cap, lasting=LASTS, wants=wants
+            )
+            held = min(claim.held, claim.most)  # what runs beyond its part is not replaced when it ends
         except StoreUnavailable as error:
             # nobody can say what the others run: an even part is this node's
             self._metrics.store_errors.inc(error.reason)

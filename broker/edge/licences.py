@@ -17,7 +17,7 @@ LASTS = 15.0
 
 RENEW_EVERY = 4.0
 
-UNUSED_FOR = 3.0
+UNUSED_FOR = 1.5
 """Seconds after which a licence that no turn has used is given back."""
 
 ASK_EVERY = 0.25
@@ -73,6 +73,16 @@ class Licences:
     def over(self, token: str) -> None:
         """The trial is over, whatever has come of it."""
         for subject in [subject for subject, held in self._tokens.items() if held == token]:
+            self.done(subject)
+
+    @property
+    def on_hand(self) -> int:
+        """How many are here unused, or were asked for."""
+        return len(self.free) + len(self._tasks)
+
+    def spare(self, subject: str) -> None:
+        """The row blocks again: nobody shall begin to try it, and who is at it already brings its licence back."""
+        if subject in self.free:
             self.done(subject)
 
     def done(self, subject: str) -> None:

@@ -73,6 +73,7 @@ class Placement:
         self._chance = chance
         self._bound = bound
         self._turn = 0
+        self._placed_new = 0
         self._started: dict[str, int] = {}
         self._resting: dict[str, float] = {}
         self._total: Counter[str] = Counter()
@@ -97,8 +98,9 @@ class Placement:
         board.listen(self._row_changed, self._refreshed)
 
     def start(self) -> None:
-        """Keep licences alive."""
+        """Keep licences and slots alive."""
         self.licences.start()
+        self.allotment.start(lambda: self._by_name)
 
     async def stop(self) -> None:
         """Give back licences and slots, bounded."""
@@ -184,6 +186,7 @@ class Placement:
         name = credential.name
         if name == wish.preferred:
             return Placed(credential, "", trial)
+        self._placed_new += 1
         self._sessions[name] += 1
         if wish.preferred is not None:
             self._sessions[wish.preferred] -= 1
@@ -195,7 +198,7 @@ class Placement:
     def _hopeful(self, candidates: Sequence[Candidate]) -> bool:
         """Whether one of them will probably serve in a moment; asks for the licence of who may be tried."""
         now = self._board.now()
-        # all of them are asked, for whoever is tried first may fail
+        # all of them, for where the licence of one is refused that of the next is asked for
         promising = [self._promises(candidate, now) for candidate in candidates]
         return any(promising)
 
@@ -206,7 +209,7 @@ class Placement:
         if row is None or why in _NEVER or row.state is HealthState.PAUSED:
             return False
         if why == "half_open":
-            self.licences.wanted(row)
+            self._want(row)
             return True
         if row.until and row.until - now <= self.placing.wait:
             return True
@@ -216,8 +219,13 @@ class Placement:
             return False
         # with nobody left, an end that we set ourselves is looked at earlier: a mistake that took the whole pool out is
         # over soon after its cause. Where somebody else is at it, what comes of it is worth to wait for
-        self.licences.wanted(row)
+        self._want(row)
         return True
+
+    def _want(self, row: AuthHealth) -> None:
+        """As many licences as turns wait: others may have use for the rest."""
+        if self.licences.on_hand <= len(self.waiting):
+            self.licences.wanted(row)
 
     def refuse(self, wish: Wish) -> NonePlaced:
         """The answer to a turn that cannot wait, or has waited too long."""
@@ -242,9 +250,11 @@ class Placement:
         """A row is as it is now, here or anywhere."""
         if before is None or before.returned != row.returned:
             self._started.pop(row.subject, None)
-        if row.state not in BLOCKING or row.holds(self._board.now()):
+        if row.state not in BLOCKING:
             # the answer is there, whoever has found it
             self.licences.done(row.subject)
+        elif row.holds(self._board.now()):
+            self.licences.spare(row.subject)
         self.waiting.wake()
 
     def _refreshed(self, before: Mapping[str, AuthHealth], beats: Mapping[str, NodeBeat]) -> None:
@@ -253,7 +263,6 @@ class Placement:
         if before != self._board.snapshot.rows:
             self._settled(before)
             self.waiting.wake()
-        self.allotment.settle(self._by_name)
         self._volunteer()
         self.show()
 
@@ -286,7 +295,11 @@ class Placement:
         self.loads.share = self.allotment.share = (names.index(self._node), len(names))
 
     def _volunteer(self) -> None:
-        """A block that ran out some time ago, and that no worker has looked into, is tried by a turn of this node."""
+        """A block that ran out some time ago, and that no worker has looked into, is tried by a turn of this
+        node, where new ones come here at all."""
+        placed, self._placed_new = self._placed_new, 0
+        if not placed:
+            return
         now = self._board.now()
         for probe in due(self._board.snapshot.rows, self.pool, now):
             if probe.row.half_open(now) and now - probe.row.until > TRIAL_EVERY:

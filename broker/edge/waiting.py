@@ -93,8 +93,16 @@ class WaitingRoom:
             self._next = asyncio.get_running_loop().call_soon(self._look)
 
     def _look(self) -> None:
-        loop = asyncio.get_running_loop()
         self._soon, self._next = False, None
+        try:
+            self._place_who_can_be()
+        finally:
+            # whatever happens, nobody waits without an end
+            if self._tickets and self._next is None:
+                self._next = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
+
+    def _place_who_can_be(self) -> None:
+        loop = asyncio.get_running_loop()
         stuck: set[tuple[object, ...]] = set()
         for ticket in list(self._tickets.values()):
             # where one cannot be placed, those who ask for the same cannot either
@@ -109,8 +117,6 @@ class WaitingRoom:
                 answer = self._refuse(ticket.wish)
             if self._drop(ticket):
                 ticket.then(answer)
-        if self._tickets and self._next is None:
-            self._next = loop.call_later(LOOK_EVERY, self._look)
 
 
 def _kind(wish: Wish) -> tuple[object, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -54,6 +55,14 @@ class Table:
     rows: Mapping[str, AuthHealth]
     limits: Mapping[str, Limits]
     now: float
+
+
+class Claim(NamedTuple):
+    """Slots that a node holds, that all hold together, and that it may have at most while others want theirs."""
+
+    held: int
+    of_all: int
+    most: int
 
 
 class HealthStore:
@@ -113,18 +122,19 @@ class HealthStore:
         return bool(answer == b"1")
 
     async def claim(
-        self, credential: str, node: str, slots: int, *, used: int, cap: int, lasting: float
-    ) -> tuple[int, int]:
+        self, credential: str, node: str, slots: int, *, used: int, cap: int, lasting: float, wants: int = 0
+    ) -> Claim:
         """Hold `slots` of the `cap` turns that all nodes together may run at once; renew within `lasting` seconds.
 
-        The answer is how many the node holds now, fewer where others have them but never less than it has in use, and
-        how many all hold. It says how many, not how many more: asked again, it changes nothing, and a node that dies
-        loses its own.
+        `used` are in use now, and held in any case; `wants` is how many the node has use for. It says how many, not how
+        many more: asked again, it changes nothing, and a node that dies loses its own.
         """
-        held, all_held = await self._connection.run(
-            scripts.CLAIM, (keys.health_slots(credential),), (node, slots, used, cap, int(lasting * 1000))
+        held, of_all, most = await self._connection.run(
+            scripts.CLAIM,
+            (keys.health_slots(credential),),
+            (node, slots, used, cap, int(lasting * 1000), max(wants, slots)),
         )
-        return int(held), int(all_held)
+        return Claim(int(held), int(of_all), int(most))
 
 
 LIMITS_LIVE = 86400

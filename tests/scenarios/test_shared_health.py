@@ -116,6 +116,27 @@ async def test_one_request_tries_what_has_run_out_and_the_others_come_back_littl
     assert starts[-1] - first > 4 * pace
 
 
+async def test_a_waiting_turn_takes_no_more_licences_than_it_can_use(house: House) -> None:
+    one, two = [await house.node() for _ in range(2)]
+    first, second = await house.connected(one), await house.connected(two)
+    for name in "ABC":
+        house.sim.faults.set(name, "usage_limit_reached", resets_in=1, times=1)
+    assert not (await first.turn("one")).ok
+    await wait_until(lambda: two.node.placement.usable() == 3, within=3.0)
+    for name in "ABC":
+        house.sim.faults.set(name, "server_error", do="silence", times=1)
+    before = len(house.sim.turns)
+    tries = [asyncio.create_task(first.turn("two", parent=None))]
+    await wait_until(lambda: len(house.sim.turns) == before + 1)
+
+    tries.append(asyncio.create_task(second.turn("two", parent=None)))
+
+    await wait_until(lambda: len(house.sim.turns) == before + 2, within=1.0)
+    for trying in tries:
+        trying.cancel()
+    await asyncio.wait(tries)
+
+
 async def test_goes_on_trying_when_the_node_that_holds_the_licence_says_nothing_more(house: House) -> None:
     (only, *_) = house.credentials()
     one, two = [await house.node(credentials=[only]) for _ in range(2)]
@@ -163,6 +184,29 @@ async def test_a_cap_holds_over_all_nodes(house: House) -> None:
     assert most_at_once(house) == 4
 
 
+async def test_a_node_that_is_always_busy_leaves_others_their_part(house: House) -> None:
+    (only, *_) = house.credentials()
+    pool, placing = [replace(only, max_in_flight=4)], Placing(wait=4.0)
+    one, two = [await house.node(credentials=pool, placing=placing) for _ in range(2)]
+    many = [await house.connected(one) for _ in range(12)]
+    few = [await house.connected(two) for _ in range(2)]
+    ends = time.monotonic() + 6.0
+    done: Counter[str] = Counter()
+
+    async def works(client: SessionClient, whose: str) -> None:
+        while time.monotonic() < ends:
+            turn = await client.turn("again [[deltas:4]] [[slow:30]]", parent=None)
+            assert turn.ok, turn.error
+            done[whose] += 1
+
+    busy = [asyncio.create_task(works(client, "many")) for client in many]
+    await wait_until(lambda: done["many"] > 12)
+    await asyncio.gather(*busy, *(works(client, "few") for client in few))
+
+    assert done["few"] > done["many"] / 6, done
+    assert most_at_once(house) == 4
+
+
 async def test_a_cap_holds_while_slots_go_from_node_to_node(house: House) -> None:
     (only, *_) = house.credentials()
     nodes = [await house.node(credentials=[replace(only, max_in_flight=4)]) for _ in range(3)]
@@ -198,7 +242,7 @@ async def test_the_slots_of_a_node_that_was_cut_off_are_free_again_in_seconds(ho
     capped = replace(only, max_in_flight=2)
     one, two = [await house.node(credentials=[capped]) for _ in range(2)]
     dead = one.node.placement.allotment._store
-    assert await dead.claim("A", "a node that has died", 2, used=2, cap=2, lasting=1.5) == (2, 2)
+    assert (await dead.claim("A", "a node that has died", 2, used=2, cap=2, lasting=1.5)).held == 2
     client = await house.connected(two)
 
     began = time.monotonic()

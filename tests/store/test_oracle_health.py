@@ -176,6 +176,9 @@ async def test_a_licence_for_one_row_is_none_for_another(connection: Connection)
 # --- claims ---
 
 
+NODES = ("one", "two", "three", "a:4")
+
+
 @dataclass
 class ClaimOracle:
     """How many slots each node holds."""
@@ -187,7 +190,8 @@ class ClaimOracle:
         least = sum(slots for slots, one in others if one.surely(span.answered))
         most = sum(slots for slots, one in others if one.perhaps(span.asked))
         mine, total = answer
-        assert max(min(wanted, cap - most), used) <= mine <= max(min(wanted, cap - least), used)
+        part = max(cap // len(NODES), 1)
+        assert max(min(wanted, cap - most, part), used) <= mine <= max(min(wanted, cap - least), used)
         assert least <= total - mine <= most
         assert total <= cap or mine == used or mine == 0, "more than the cap only where turns run already"
         self.held[node] = (mine, span)
@@ -196,14 +200,14 @@ class ClaimOracle:
 @pytest.mark.parametrize("lasting", SPANS)
 async def test_claims_agree_with_a_plain_model(connection: Connection, engine: str, lasting: float) -> None:
     store, rng, oracle = HealthStore(connection), Random(int(lasting * 1000)), ClaimOracle()
-    nodes, cap, full = ["one", "two", "three", "a:4"], 10, 0
+    nodes, cap, full = NODES, 10, 0
     for _ in range(acts_of(engine)):
         node, wanted = rng.choice(nodes), rng.randrange(12)
         used = rng.choice((0, 0, rng.randrange(wanted + 1)))
         if rng.random() < 0.05:
             cap = rng.choice((5, 10, 12))
         asked = time.monotonic()
-        answer = await store.claim("c", node, wanted, used=used, cap=cap, lasting=lasting)
+        answer = (await store.claim("c", node, wanted, used=used, cap=cap, lasting=lasting))[:2]
         oracle.check(node, wanted, used, cap, answer, Span(asked, time.monotonic(), lasting))
         full += answer[0] < wanted
         (left,) = await connection.ask(command("PTTL", keys.health_slots("c")))
@@ -216,43 +220,60 @@ async def test_nodes_never_hold_more_than_the_cap_together_and_leave_nothing_unu
     answers = await asyncio.gather(
         *(store.claim("c", f"node-{index}", 3, used=0, cap=10, lasting=30.0) for index in range(8))
     )
-    assert [held for held, _ in answers] == [3, 3, 3, 1, 0, 0, 0, 0]
-    assert [all_held for _, all_held in answers] == [3, 6, 9, 10, 10, 10, 10, 10]
-    assert await store.claim("other", "node-0", 3, used=0, cap=10, lasting=30.0) == (3, 3)
+    assert [held for held, _, _ in answers] == [3, 3, 3, 1, 0, 0, 0, 0]
+    assert [all_held for _, all_held, _ in answers] == [3, 6, 9, 10, 10, 10, 10, 10]
+    assert (await store.claim("other", "node-0", 3, used=0, cap=10, lasting=30.0))[:2] == (3, 3)
 
 
 async def test_a_claim_says_how_many_and_not_how_many_more(connection: Connection) -> None:
     store = HealthStore(connection)
     for _ in range(3):
-        assert await store.claim("c", "one", 4, used=1, cap=10, lasting=30.0) == (4, 4)
-    assert await store.claim("c", "one", 2, used=1, cap=10, lasting=30.0) == (2, 2)
-    assert await store.claim("c", "two", 9, used=0, cap=10, lasting=30.0) == (8, 10)
-    assert await store.claim("c", "one", 0, used=0, cap=10, lasting=30.0) == (0, 8)
-    assert await store.claim("c", "two", 0, used=0, cap=10, lasting=30.0) == (0, 0)
+        assert (await store.claim("c", "one", 4, used=1, cap=10, lasting=30.0))[:2] == (4, 4)
+    assert (await store.claim("c", "one", 2, used=1, cap=10, lasting=30.0))[:2] == (2, 2)
+    assert (await store.claim("c", "two", 9, used=0, cap=10, lasting=30.0))[:2] == (8, 10)
+    assert (await store.claim("c", "one", 0, used=0, cap=10, lasting=30.0))[:2] == (0, 8)
+    assert (await store.claim("c", "two", 0, used=0, cap=10, lasting=30.0))[:2] == (0, 0)
     (there,) = await connection.ask(command("EXISTS", keys.health_slots("c")))
     assert there == 0
 
 
 async def test_what_is_in_use_is_held_although_its_claim_had_ended(connection: Connection) -> None:
     store = HealthStore(connection)
-    assert await store.claim("c", "paused", 6, used=6, cap=10, lasting=0.03) == (6, 6)
+    assert (await store.claim("c", "paused", 6, used=6, cap=10, lasting=0.03))[:2] == (6, 6)
     async with asyncio.timeout(5):
         while (await store.claim("c", "other", 10, used=0, cap=10, lasting=30.0))[0] < 10:
             pass
-    assert await store.claim("c", "paused", 7, used=6, cap=10, lasting=30.0) == (6, 16)
-    assert await store.claim("c", "third", 5, used=0, cap=10, lasting=30.0) == (0, 16)
-    assert await store.claim("c", "other", 10, used=3, cap=10, lasting=30.0) == (4, 10)
+    assert (await store.claim("c", "paused", 7, used=6, cap=10, lasting=30.0))[:2] == (6, 16)
+    assert (await store.claim("c", "third", 5, used=0, cap=10, lasting=30.0))[:2] == (0, 16)
+    assert (await store.claim("c", "other", 10, used=3, cap=10, lasting=30.0))[:2] == (4, 10)
 
 
 async def test_the_slots_of_a_node_that_died_are_others_soon_and_not_before(connection: Connection) -> None:
     store, lasting = HealthStore(connection), 0.4
     asked = time.monotonic()
-    assert await store.claim("c", "dead", 9, used=9, cap=10, lasting=lasting) == (9, 9)
+    assert (await store.claim("c", "dead", 9, used=9, cap=10, lasting=lasting))[:2] == (9, 9)
     answered = time.monotonic()
     async with asyncio.timeout(5):
-        while (await store.claim("c", "alive", 5, used=0, cap=10, lasting=30.0)) == (1, 10):
+        while (await store.claim("c", "alive", 5, used=0, cap=10, lasting=30.0))[:2] == (1, 10):
             assert time.monotonic() < answered + 2.5 * lasting
     assert time.monotonic() >= asked + lasting - SLACK
-    assert await store.claim("c", "alive", 5, used=0, cap=10, lasting=30.0) == (5, 5)
+    assert (await store.claim("c", "alive", 5, used=0, cap=10, lasting=30.0))[:2] == (5, 5)
     (claims,) = await connection.ask(command("HKEYS", keys.health_slots("c")))
     assert claims == [b"alive"]
+
+
+async def test_who_holds_all_is_told_its_part_as_soon_as_another_wants_some(connection: Connection) -> None:
+    store = HealthStore(connection)
+    assert await store.claim("c", "busy", 9, used=4, cap=4, lasting=30.0) == (4, 4, 4)
+    assert await store.claim("c", "few", 1, used=0, cap=4, lasting=30.0) == (0, 4, 2)
+    assert await store.claim("c", "busy", 9, used=4, cap=4, lasting=30.0) == (4, 4, 3), "the other wants but one"
+    assert await store.claim("c", "busy", 9, used=3, cap=4, lasting=30.0) == (3, 3, 3)
+    assert await store.claim("c", "few", 9, used=0, cap=4, lasting=30.0) == (1, 4, 2)
+    assert await store.claim("c", "busy", 9, used=3, cap=4, lasting=30.0) == (3, 4, 2)
+
+
+async def test_nobody_is_left_without_a_slot_where_there_are_more_nodes_than_slots(connection: Connection) -> None:
+    store = HealthStore(connection)
+    await store.claim("c", "one", 2, used=2, cap=2, lasting=30.0)
+    for node in ("two", "three"):
+        assert (await store.claim("c", node, 2, used=0, cap=2, lasting=30.0)).most == 1
