@@ -48,8 +48,9 @@ class Credential:
     `models` empty means any model; `aliases` maps the client's model name to the upstream's. `weight` is relative,
     a lower `priority` is used first, `max_in_flight` 0 means no cap, `max_age` is in seconds. `limit_group` names
     what shares its quota, `boundary` what can read its encrypted reasoning and stored responses. `generation` changes
-    with the secret: what was learnt about a key says nothing about the one that replaced it. `probe_kind` and
-    `probe_model` say how it is probed; what they leave open is decided there.
+    with the secret: what was learnt about a key says nothing about the one that replaced it. `transports` is what the
+    endpoint speaks (websocket, http), the preferred one first. `probe_kind` and `probe_model` say how it is probed;
+    what they leave open is decided there.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Credential:
     boundary: str = ""
     max_age: float = 3300.0
     max_in_flight: int = 0
+    transports: tuple[str, ...] = ("websocket",)
     probe_kind: str = "auto"
     probe_model: str = ""
     generation: str = field(init=False, default="")
