@@ -173,6 +173,15 @@ class Metrics:
             ["result"],
         )
         self.handshakes = Count(self.registry, "broker_handshakes", "Client handshakes by result.", ["result"])
+        self.requests = Count(
+            self.registry, "broker_http_requests", "Requests of clients over HTTP that were answered.", ["status"]
+        )
+        self.requests_open = Gauge(
+            "broker_http_requests_open",
+            "Requests of clients over HTTP that are being served.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.closes = Count(self.registry, "broker_socket_closes", "Client sockets closed, by code.", ["code"])
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             ProcessCollector(registry=self.registry)

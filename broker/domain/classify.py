@@ -288,6 +288,39 @@ def classify_handshake(status: int, headers: Mapping[str, str], body: bytes, *, 
     return failure
 
 
+def classify_answer(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> Failure:
+    """The failure in an HTTP answer to a request; `raw` is an `error` event of it, as a WebSocket would bring.
+
+    The request was part of the evidence. What no vendor's own words explain is the endpoint's: pages of a proxy, paths
+    that are not there, redirects, which are never followed.
+    """
+    document = _document(body)
+    refusal = read_refusal(document, status, headers)
+    if document is None and status == 403:
+        return replace(classify(replace(refusal, status=503), now=now), status=403)
+    if 300 <= status < 400 or (status in (404, 405, 501) and not isinstance((document or {}).get("error"), dict)):
+        return Failure(K.UNSUPPORTED, status=status, code="not_offered")
+    return replace(classify(refusal, now=now), raw=_as_event(refusal, status))
+
+
+def _document(body: bytes) -> dict[str, Any] | None:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+_WORDS = {"type": "invalid_request_error", "code": None, "message": "The upstream refused the request.", "param": None}
+_TOLD_ON = ("retry-after", "retry-after-ms", "x-request-id", "x-should-retry")
+
+
+def _as_event(refusal: Refusal, status: int) -> bytes:
+    told = {name: refusal.headers[name] for name in _TOLD_ON if name in refusal.headers}
+    event = {"type": "error", "status": status, "error": _WORDS | dict(refusal.fields)}
+    return orjson.dumps(event | ({"headers": told} if told else {}))
+
+
 def classify_close(code: int | None, reason: str = "") -> Failure:
     """The failure in a socket that ended without a terminal event."""
     if code == 1009:

@@ -31,9 +31,11 @@ class Outcome(StrEnum):
 
 
 class Resolve(msgspec.Struct, frozen=True):
-    """Find out about a response. Answer: Resolved, ParentGone or StoreLost."""
+    """Find out about the response a turn continues, and who owns what it names. Answer: Resolved, ParentGone,
+    OwnerUnknown or StoreLost."""
 
-    response_id: str
+    response_id: str | None
+    needs: tuple[str, ...] = ()
 
 
 class Place(msgspec.Struct, frozen=True):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from broker.domain.vendors import Vendor
+
 
 class Secret:
     """A string that only `reveal()` gives away; `repr`, `str` and `format` show `***`, and it cannot be pickled."""
@@ -80,6 +82,11 @@ class Credential:
     def key(self) -> str:
         """What tells it apart from all others, and from itself with another secret."""
         return f"{self.name}@{self.generation}"
+
+    @property
+    def manners(self) -> Vendor:
+        """How its vendor behaves."""
+        return Vendor()
 
     def serves(self, model: str) -> bool:
         """Whether this credential may be asked for `model` (an unnamed model is the vendor's to refuse)."""

@@ -59,6 +59,21 @@ def previous_response_not_found(response_id: str) -> ErrorReply:
     )
 
 
+def not_found(thing: str) -> ErrorReply:
+    """Something of a vendor's that nobody here has seen, or that is another tenant's."""
+    return ErrorReply(404, "not_found", f"'{thing}' was not found.", "invalid_request_error")
+
+
+def not_offered() -> ErrorReply:
+    """Nobody in the pool speaks what this endpoint needs."""
+    return ErrorReply(
+        501,
+        "endpoint_not_offered",
+        "No credential of this broker offers this endpoint: it needs one whose 'transports' hold http.",
+        "invalid_request_error",
+    )
+
+
 def all_exhausted(resets_at: float | None, now: float) -> ErrorReply:
     """No credential is left. `resets_at` only if a vendor named it; an invented time would be a lie."""
     extra: dict[str, Any] = {}

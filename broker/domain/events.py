@@ -23,14 +23,25 @@ class Succeeded(msgspec.Struct, frozen=True):
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """What is known of the response that the turn continues, and the session it belongs to."""
+    """What is known of the response that the turn continues, and the session it belongs to.
 
-    parent: Parent
+    `boundary` is where something lives that the turn names, `only` the one credential that can reach it.
+    """
+
+    parent: Parent | None
     session: Session
+    boundary: str | None = None
+    only: str | None = None
 
 
 class ParentGone(msgspec.Struct, frozen=True):
     """The client itself gave up the response it names: by a clean close, or by a turn that failed."""
+
+
+class OwnerUnknown(msgspec.Struct, frozen=True):
+    """The turn names something of a vendor's that nobody here knows, and that may be another tenant's."""
+
+    thing: str
 
 
 class StoreLost(msgspec.Struct, frozen=True):
@@ -142,6 +153,7 @@ Event = (
     | Succeeded
     | Resolved
     | ParentGone
+    | OwnerUnknown
     | StoreLost
     | Placed
     | NonePlaced

@@ -104,7 +104,8 @@ class Failure:
     `until` is an absolute time (epoch seconds) that the vendor named itself, `retry_after` a span in seconds;
     `names_key` says that the vendor speaks of the key itself; `independent` that no request was part of the evidence
     (a refused handshake), so it can never be the request's own doing. `orderly` is a close that is no sign of
-    trouble. `raw` is the vendor's event, where there was one, `limits` what its headers say about limits.
+    trouble, `unsent` that the request never left. `raw` is the vendor's event, where there was one, `limits` what its
+    headers say about limits.
     """
 
     kind: FailureKind
@@ -116,6 +117,7 @@ class Failure:
     names_key: bool = False
     independent: bool = False
     orderly: bool = False
+    unsent: bool = False
     raw: bytes | None = None
     limits: Limits | None = None
 

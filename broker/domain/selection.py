@@ -34,10 +34,12 @@ class Strategy(StrEnum):
 class Wish(msgspec.Struct, frozen=True):
     """What a turn asks of a credential.
 
-    `preferred` is the pin: a preference that never outranks health. `boundary`, where given, is the only one that
-    can serve the turn. `excluded` are the keys of the credentials that this turn has already tried (one with another
-    secret is untried), `avoided` is the name of one that comes behind everybody else who is usable. `session` is what
-    `STABLE_HASH` goes by.
+    `preferred` is the pin (with `pinned` False, who keeps the response that the turn continues): a preference that never
+    outranks health. `boundary`, where given, is the only one that
+    can serve the turn, `only` the only credential, `transport` what its endpoint must speak. `excluded` are the keys of
+    the credentials that this turn has already tried (one with another secret is untried), `avoided` is the name of one
+    that comes behind everybody else who is usable. `session` is what `STABLE_HASH` goes by. `affinity`, where given,
+    takes the place of any strategy: who asks with the same word comes to the same credential among equals.
     """
 
     model: str
@@ -46,6 +48,10 @@ class Wish(msgspec.Struct, frozen=True):
     excluded: AbstractSet[str] = frozenset()
     avoided: str | None = None
     session: str = ""
+    only: str | None = None
+    transport: str = ""
+    affinity: str = ""
+    pinned: bool = True
 
 
 _NOBODY: AbstractSet[str] = frozenset()
@@ -112,7 +118,7 @@ def select(
     def standing(candidate: Candidate) -> tuple[bool, bool, bool, int, bool, bool, int]:
         return _standing(candidate, wish, home, loads)
 
-    arrange = _STRATEGIES[strategy]
+    arrange = _by_affinity if wish.affinity else _STRATEGIES[strategy]
     ordered: list[Candidate] = []
     for _, equals in groupby(sorted(calm, key=standing), key=standing):
         group = list(equals)
@@ -128,9 +134,7 @@ def keep(pinned: Credential, health: HealthSnapshot, loads: Loads, wish: Wish, *
     nor avoided; so this is no rule of its own, but the head of the order of `select`.
     """
     name = pinned.name
-    if name == wish.avoided or pinned.key in wish.excluded or not pinned.serves(wish.model):
-        return False
-    if wish.boundary is not None and pinned.boundary != wish.boundary:
+    if name == wish.avoided or pinned.key in wish.excluded or _unable(pinned, wish):
         return False
     if _busy(pinned, loads):
         return False
@@ -155,10 +159,8 @@ _LAST = 4
 
 
 def _why_not(credential: Credential, verdict: Verdict, loads: Loads, wish: Wish, now: float) -> str:
-    if not credential.serves(wish.model):
-        return "model"
-    if wish.boundary is not None and credential.boundary != wish.boundary:
-        return "boundary"
+    if unable := _unable(credential, wish):
+        return unable
     if credential.key in wish.excluded:
         return "tried"
     if verdict.row is not None and not verdict.usable:
@@ -170,6 +172,17 @@ def _why_not(credential: Credential, verdict: Verdict, loads: Loads, wish: Wish,
         # whoever must get away from where it was interrupted does not wait for its part
         return "ramping"
     return "busy" if _busy(credential, loads) else ""
+
+
+def _unable(credential: Credential, wish: Wish) -> str:
+    """Why this one could not serve such a turn however well it is; empty if it could."""
+    if not credential.serves(wish.model):
+        return "model"
+    if wish.transport and wish.transport not in credential.transports:
+        return "transport"
+    if wish.boundary is not None and credential.boundary != wish.boundary:
+        return "boundary"
+    return "boundary" if wish.only is not None and credential.name != wish.only else ""
 
 
 def _busy(credential: Credential, loads: Loads) -> bool:
@@ -194,7 +207,7 @@ def allowed(since: float, pace: float, share: tuple[int, int]) -> int:
 
 def _without_panic(candidates: list[Candidate]) -> list[Candidate]:
     """Where soft evidence would take out more than half of those who could serve, it counts as doubt and no more."""
-    able = [c for c in candidates if c.passed_over not in _UNABLE]
+    able = [c for c in candidates if c.passed_over not in UNABLE]
     out = [c for c in able if c.verdict.rank == 3]
     if 2 * len(out) <= len(able):
         return candidates
@@ -206,7 +219,8 @@ def _without_panic(candidates: list[Candidate]) -> list[Candidate]:
     ]
 
 
-_UNABLE = frozenset({"model", "boundary"})
+UNABLE = frozenset({"model", "transport", "boundary"})
+"""Why one was passed over who could not serve such a turn, however well it is."""
 
 
 def _standing(
@@ -240,6 +254,10 @@ def _weighted(group: list[Candidate], wish: Wish, chance: int) -> list[Candidate
 
 def _stable_hash(group: list[Candidate], wish: Wish, chance: int) -> list[Candidate]:
     return sorted(group, key=lambda c: _race(wish.session, c.credential))
+
+
+def _by_affinity(group: list[Candidate], wish: Wish, chance: int) -> list[Candidate]:
+    return sorted(group, key=lambda c: _race(wish.affinity, c.credential))
 
 
 def _fill_first(group: list[Candidate], wish: Wish, chance: int) -> list[Candidate]:
@@ -316,7 +334,7 @@ def _why(candidate: Candidate, wish: Wish, strategy: Strategy, taken: bool) -> s
     if taken:
         if candidate.credential.name == wish.preferred:
             return "pinned"
-        return "tried" if candidate.verdict.half_open else strategy.value
+        return "tried" if candidate.verdict.half_open else "affinity" if wish.affinity else strategy.value
     if candidate.credential.name == wish.avoided:
         return "avoided"
     return _STANDING[candidate.verdict.rank or 0]

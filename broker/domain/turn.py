@@ -55,6 +55,7 @@ from broker.domain.events import (
     NonePlaced,
     Opened,
     OutputBegan,
+    OwnerUnknown,
     ParentGone,
     PinMoved,
     PinStale,
@@ -87,7 +88,13 @@ class State(StrEnum):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One `response.create`: the raw frame and the little that was read of it; `items` is its input as an array."""
+    """One request: its raw bytes and the little that was read of them; `items` is its input as an array.
+
+    `needs` are the things of a vendor's that it names and that have an owner, `transport` what an endpoint must speak
+    to serve it, `affinity` the client's wish for the credential that served the same word before. `streamed` is False
+    where nothing comes before the whole answer, `background` True where the vendor goes on without its client. What is
+    not `recorded` belongs to no conversation: nothing of it is written.
+    """
 
     turn_id: str
     lane: str | None
@@ -97,6 +104,12 @@ class Request(msgspec.Struct, frozen=True):
     previous_response_id: str | None = None
     store: bool = True
     binding: str | None = None
+    needs: tuple[str, ...] = ()
+    transport: str = ""
+    affinity: str = ""
+    streamed: bool = True
+    background: bool = False
+    recorded: bool = True
 
 
 @dataclass(slots=True)
@@ -152,6 +165,7 @@ class Turn:
     _retried: bool = False
     _bound: bool = False
     _bound_to: str | None = None
+    _only: str | None = None
     _forced: bool = False
     _strip: bool = False
     _moving: FailOver | None = None
@@ -194,10 +208,10 @@ class Turn:
 
     def _began(self, event: Began, now: float) -> list[Command]:
         self.started = now
-        if self.request.previous_response_id is None:
+        if self.request.previous_response_id is None and not self.request.needs:
             return self._place()
         self.state = State.RESOLVING
-        return [Resolve(self.request.previous_response_id)]
+        return [Resolve(self.request.previous_response_id, self.request.needs)]
 
     def _succeeded(self, event: Succeeded, now: float) -> list[Command]:
         # no frame of the client's began it, so there is nothing to send anew: it is past moving from the start
@@ -210,7 +224,12 @@ class Turn:
     def _resolved(self, event: Resolved, now: float) -> list[Command]:
         self.parent = event.parent
         self.session = event.session
+        if event.boundary is not None:
+            self._bound, self._bound_to, self._only = True, event.boundary, event.only
         return self._place()
+
+    def _owner_unknown(self, event: OwnerUnknown, now: float) -> list[Command]:
+        return self._tell(Outcome.NOT_FOUND, errors.not_found(event.thing))
 
     def _parent_gone(self, event: ParentGone, now: float) -> list[Command]:
         reply = errors.previous_response_not_found(self.request.previous_response_id or "")
@@ -221,10 +240,21 @@ class Turn:
 
     def _place(self) -> list[Command]:
         self.state = State.PLACING
-        pin = self.session.pin
+        pin, request, parent = self.session.pin, self.request, self.parent
         preferred = pin.credential if pin is not None else None
+        if preferred is None and parent is not None and parent.meta is not None:
+            preferred = parent.meta.credential  # its session is forgotten, but not who keeps the response
         wish = Wish(
-            self.request.model, preferred, self.boundary, self._excluded, self.session.avoided, self.session.sid
+            request.model,
+            preferred,
+            self.boundary,
+            self._excluded,
+            self.session.avoided,
+            self.session.sid,
+            self._only,
+            request.transport,
+            request.affinity,
+            pin is not None,
         )
         return [Place(wish)]
 
@@ -364,6 +394,8 @@ class Turn:
 
     def _failed(self, event: Failed, now: float) -> list[Command]:
         assert self.credential is not None
+        if event.failure.unsent and self.phase is Phase.SENT:
+            self.phase = Phase.BEFORE_SEND
         failure, poisonous = self._understand(event.failure)
         self.failures.append((self.credential, failure))
         commands: list[Command] = [Abandon(), *self._blame(failure, poisonous)]
@@ -491,6 +523,8 @@ class Turn:
             return self._tell(Outcome.EXHAUSTED, reply)
         if event.reasons <= {"model"}:
             return self._tell(Outcome.REQUEST_FAULT, errors.no_credential(self.request.model))
+        if event.reasons <= {"model", "transport"}:
+            return self._tell(Outcome.REQUEST_FAULT, errors.not_offered())
         if "boundary" in event.reasons and self.request.previous_response_id is not None:
             # it could be served elsewhere, but only with the context that its client has
             return self._parent_gone(ParentGone(), now)
@@ -586,6 +620,7 @@ TRANSITIONS: dict[tuple[State, type], Callable[..., list[Command]]] = {
     (S.NEW, Succeeded): Turn._succeeded,
     (S.RESOLVING, Resolved): Turn._resolved,
     (S.RESOLVING, ParentGone): Turn._parent_gone,
+    (S.RESOLVING, OwnerUnknown): Turn._owner_unknown,
     (S.RESOLVING, StoreLost): Turn._store_lost,
     (S.PLACING, Placed): Turn._placed,
     (S.PLACING, NonePlaced): Turn._none_placed,

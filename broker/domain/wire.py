@@ -6,10 +6,11 @@ unknown fields survive a rebuild (protocol.md 7.1, 7.2).
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import orjson
@@ -60,11 +61,51 @@ def read_client_frame(raw: bytes) -> tuple[ClientFrame, bytes]:
     return frame, raw
 
 
+class ClientBody(msgspec.Struct, frozen=True):
+    """The same of a request's body over HTTP; of endpoints that have no such field it stays as it is here."""
+
+    model: str | None = None
+    previous_response_id: str | None = None
+    conversation: msgspec.Raw = msgspec.Raw(b"null")
+    store: bool | None = None
+    input: msgspec.Raw = msgspec.Raw(b"null")
+    stream: bool | None = None
+    background: bool | None = None
+    prompt_cache_key: str | None = None
+
+
+_client_body = msgspec.json.Decoder(ClientBody)
+_WEBSOCKET_ONLY = ("stream_id", "generate")
+HTTP_ONLY = ("stream", "stream_options", "background")
+
+
+def read_client_body(raw: bytes) -> ClientBody:
+    """The fields of a request's body (raises `BadFrame`)."""
+    return _read(_client_body, raw, "The body")
+
+
+def check_fields(raw: bytes) -> None:
+    """Refuse in a body what only a WebSocket's frame may hold (protocol.md 2.2, 2.3); raises `BadFrame`."""
+    if not any(b'"%b"' % name.encode() in raw for name in _WEBSOCKET_ONLY):
+        return
+    held = fields(raw)
+    for name in _WEBSOCKET_ONLY:
+        if name in held:
+            raise BadFrame("unknown_parameter", f"Unknown parameter: '{name}'. It exists on a WebSocket only.", name)
+
+
 def _decode(raw: bytes) -> ClientFrame:
+    return _read(_client_frame, raw, "The frame")
+
+
+F = TypeVar("F", ClientFrame, ClientBody)
+
+
+def _read(decoder: msgspec.json.Decoder[F], raw: bytes, what: str) -> F:
     try:
         if not raw.isascii():
             raw.decode()  # raw slices are not looked into; what is no UTF-8 would end the upstream's socket
-        frame = _client_frame.decode(raw)
+        frame = decoder.decode(raw)
         if frame.model is not None and len(frame.model) > MAX_MODEL:
             raise BadFrame("invalid_value", f"'model' is longer than {MAX_MODEL} characters.", "model")
         return frame
@@ -72,10 +113,10 @@ def _decode(raw: bytes) -> ClientFrame:
         found = re.search(r"`\$\.?([\w.\[\]]*)`", str(error))
         param = found.group(1) if found else None
         if not param:
-            raise BadFrame("invalid_json", "The frame is not a JSON object.") from None
+            raise BadFrame("invalid_json", f"{what} is not a JSON object.") from None
         raise BadFrame("invalid_type", f"Invalid type for '{param}': {error}.", param) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise BadFrame("invalid_json", "The frame could not be parsed as a JSON object.") from None
+        raise BadFrame("invalid_json", f"{what} could not be parsed as a JSON object.") from None
 
 
 def fields(raw: bytes) -> dict[str, msgspec.Raw]:
@@ -112,6 +153,35 @@ def rewrite(raw: bytes, *, input: bytes | None = None, drop_previous: bool = Fal
     return join(parts)
 
 
+def as_frame(body: bytes) -> bytes:
+    """A body of POST /v1/responses as a WebSocket's create, without what exists over HTTP only."""
+    held = fields(body)
+    return join({"type": b'"response.create"', **{name: held[name] for name in held if name not in HTTP_ONLY}})
+
+
+def as_body(frame: bytes) -> tuple[bytes, bool]:
+    """A WebSocket's create as a body of POST /v1/responses that is answered by a stream; False if it is a warm-up,
+    for which HTTP has no word."""
+    held = fields(frame)
+    generates = bytes(held.get("generate", b"true")) != b"false"
+    for name in ("type", *_WEBSOCKET_ONLY, *HTTP_ONLY):
+        held.pop(name, None)
+    return join({**held, "stream": b"true"}), generates
+
+
+def without(raw: bytes, *names: str) -> bytes:
+    """An object without these fields; one that has none of them comes back as the very bytes."""
+    if not any(b'"%b"' % name.encode() in raw for name in names):
+        return raw
+    held = fields(raw)
+    return join({name: held[name] for name in held if name not in names}) if held.keys() & set(names) else raw
+
+
+def warms_up(frame: bytes) -> bool:
+    """Whether a create makes no output."""
+    return b'"generate"' in frame and bytes(fields(frame).get("generate", b"true")) == b"false"
+
+
 def input_items(raw_input: bytes) -> bytes:
     """A create's `input` as a JSON array: a bare string is one user message, absence is no item."""
     raw_input = raw_input.strip()
@@ -123,9 +193,10 @@ def input_items(raw_input: bytes) -> bytes:
 
 
 CONVERSATION = "a conversation"
+COMPACTION = "a compaction item"
 
 
-def binds(raw: bytes, frame: ClientFrame) -> str | None:
+def binds(raw: bytes, frame: ClientFrame | ClientBody) -> str | None:
     """What in this frame lives in one owner's project, so that only its boundary can serve it; None if nothing.
 
     The bytes are searched first: a frame without one of the words costs no parse.
@@ -138,6 +209,28 @@ def binds(raw: bytes, frame: ClientFrame) -> str | None:
     if document.get("prompt"):
         return "a stored prompt"
     return _binding_in([document.get("input"), document.get("tools")])
+
+
+def owned(frame: ClientFrame | ClientBody, binding: str | None) -> tuple[str, ...]:
+    """The things in this request that have an owner who is known by them: a conversation, or compaction items.
+
+    `binding` is what `binds` has said of it.
+    """
+    if binding == CONVERSATION:
+        named = _loads(bytes(frame.conversation))
+        name = named.get("id") if isinstance(named, dict) else named
+        return (name,) if isinstance(name, str) and name else ()
+    if binding == COMPACTION:
+        items = _loads(bytes(frame.input))
+        compactions = [item for item in items if isinstance(item, dict) and _binding_here(item) == COMPACTION]
+        ciphers = [item["encrypted_content"] for item in compactions]
+        return tuple(compaction_name(cipher) for cipher in ciphers if isinstance(cipher, str))
+    return ()
+
+
+def compaction_name(encrypted_content: str) -> str:
+    """A name for a compaction item, by what it holds: its id is not unique, and need not be there."""
+    return "cmp:" + hashlib.sha256(encrypted_content.encode()).hexdigest()[:32]
 
 
 def items_bind(array: bytes) -> str | None:
@@ -169,7 +262,7 @@ def _binding_here(node: dict[str, Any]) -> str | None:
     if kind == "item_reference":
         return "an item reference"
     if kind in ("compaction", "compaction_summary") and node.get("encrypted_content"):
-        return "a compaction item"
+        return COMPACTION
     if isinstance(node.get("file_id"), str) or (isinstance(node.get("file_ids"), list) and node["file_ids"]):
         return "a file id"
     if isinstance(node.get("container"), str) or isinstance(node.get("container_id"), str):
@@ -304,6 +397,33 @@ def response_of(raw: bytes) -> tuple[str, bytes]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise Garbage("not a response event") from None
     return response.id or "", bytes(response.output)
+
+
+def whole_response(raw: bytes, outputs: bytes) -> bytes:
+    """The response in a terminal event, with its output where the vendor has left that out (protocol.md 3.10)."""
+    response = bytes(fields(raw)["response"])
+    if outputs == b"[]" or response_of(raw)[1] not in (b"null", b"[]"):
+        return response
+    return join({**fields(response), "output": outputs})
+
+
+def made(body: bytes) -> tuple[str, ...]:
+    """The names of what an answer has brought into the world: a conversation, or compaction items."""
+    document = _loads(body)
+    if not isinstance(document, dict):
+        return ()
+    if document.get("object") == "conversation" and isinstance(document.get("id"), str):
+        return (document["id"],)
+    items = document.get("output")
+    ciphers = (
+        [item.get("encrypted_content") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    )
+    return tuple(compaction_name(cipher) for cipher in ciphers if isinstance(cipher, str))
+
+
+def streaming(body: bytes) -> bytes:
+    """A body that asks for a stream."""
+    return join({**fields(body), "stream": b"true"})
 
 
 def error_event(

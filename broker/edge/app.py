@@ -1,16 +1,13 @@
-"""The aiohttp applications of a node: what clients connect to, and what operators read."""
+"""From a configuration to a running node with its two listeners; and what operators read."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import signal
 import time
-from collections.abc import Mapping
 
 import msgspec
-import orjson
 import uvloop
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -18,9 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from broker.config import Config, ResolvedSecrets, TenantConfig
 from broker.config.pool import pool
 from broker.config.reload import Source
-from broker.domain import errors
 from broker.domain.credential import Credential, Secret
-from broker.domain.errors import ErrorReply
 from broker.domain.frames import COMPILED
 from broker.domain.selection import Strategy, Wish
 from broker.domain.session import derive_sid
@@ -30,32 +25,12 @@ from broker.edge.collector import Collector
 from broker.edge.node import Node, StoreSettings
 from broker.edge.placement import Placing
 from broker.edge.reload import reloader
-from broker.edge.websocket import ClientSocket
+from broker.edge.routes import NODE, client_app
 from broker.edge.wiring import Bounds
 from broker.store.connection import StoreUnavailable
 from broker.upstream.dialer import DialSettings
 
 log = logging.getLogger(__name__)
-
-NODE: web.AppKey[Node] = web.AppKey("node", Node)
-
-SESSION_HEADERS = ("x-session-id", "thread-id", "session-id", "session_id", "x-session-affinity")
-"""Where a client may name its session, in the order in which they are believed."""
-
-MAX_NAME = 256
-
-
-def client_app(node: Node) -> web.Application:
-    """What clients connect to."""
-    app = web.Application(client_max_size=node.bounds.max_frame)
-    app[NODE] = node
-    app.router.add_route("*", "/v1/responses", _responses)
-    app.router.add_route("*", "/{path:.*}", _elsewhere)
-    return app
-
-
-async def _elsewhere(request: web.Request) -> web.Response:
-    return _refuse(request.app[NODE], "unknown_path", _NO_SUCH_PATH)
 
 
 def operations_app(node: Node) -> web.Application:
@@ -67,101 +42,6 @@ def operations_app(node: Node) -> web.Application:
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/explain", _explain)
     return app
-
-
-async def _responses(request: web.Request) -> web.StreamResponse:
-    node = request.app[NODE]
-    tenant = node.access.tenant(request.headers.get("Authorization"))
-    if tenant is None:
-        return _refuse(node, "unauthorized", _UNKNOWN_KEY)
-    if request.method != "GET" or request.headers.get("Upgrade", "").lower() != "websocket":
-        return _refuse(node, "not_websocket", _NO_WEBSOCKET)
-    if not node.ready or len(node.sockets) >= node.bounds.max_sockets:
-        return _refuse(node, "full", _NODE_BUSY)
-    if tenant.max_sockets and sum(socket.tenant is tenant for socket in node.sockets) >= tenant.max_sockets:
-        return _refuse(node, "tenant_full", _TENANT_FULL)
-    name = _session_name(request.headers)
-    try:
-        session = await node.sessions.claim(tenant.name, name) if name else node.sessions.mint(tenant.name)
-    except StoreUnavailable as error:
-        node.metrics.store_errors.inc(error.reason)
-        return _refuse(node, "store_away", errors.store_away())
-    ws = web.WebSocketResponse(
-        heartbeat=node.bounds.heartbeat,
-        max_msg_size=node.bounds.max_frame,
-        compress=False,
-        decode_text=False,
-        protocols=_offered(request),
-    )
-    ws.headers["x-session-id"] = session.name
-    tap = node.tap(request.transport, request.protocol)
-    try:
-        async with asyncio.timeout(node.bounds.handshake):
-            await ws.prepare(request)
-    except BaseException as error:
-        if tap is not None:
-            tap.remove()
-        if not isinstance(error, ConnectionError | TimeoutError):
-            raise
-        node.metrics.handshakes.inc("lost")
-        return ws
-    if request.transport is None:
-        node.metrics.handshakes.inc("lost")
-        return ws
-    socket = ClientSocket(node.wiring, ws, tenant, session, explicit=name is not None, request=request, tap=tap)
-    node.metrics.handshakes.inc("accepted")
-    node.enter(socket)
-    try:
-        await socket.serve()
-    finally:
-        node.leave(socket)
-    return ws
-
-
-def _session_name(headers: Mapping[str, str]) -> str | None:
-    for header in SESSION_HEADERS:
-        value = headers.get(header, "").strip()
-        if value and len(value) <= MAX_NAME and value.isprintable():
-            return value
-    return None
-
-
-def _offered(request: web.Request) -> tuple[str, ...]:
-    """The sub-protocols a client asked for: echoed, never required."""
-    offered = request.headers.get("Sec-WebSocket-Protocol", "")
-    return tuple(part.strip() for part in offered.split(",") if part.strip())
-
-
-_UNKNOWN_KEY = ErrorReply(
-    401,
-    "invalid_api_key",
-    "This broker does not know the API key. Send a client key of the broker as 'Authorization: Bearer ...'.",
-    "invalid_request_error",
-)
-_NO_WEBSOCKET = ErrorReply(
-    405, "websocket_required", "Connect to this address by WebSocket (GET with Upgrade).", "invalid_request_error"
-)
-_TENANT_FULL = ErrorReply(
-    429,
-    "connection_limit_reached",
-    "This key has as many connections as it may have; close one first.",
-    "rate_limit_error",
-    retry_after=5.0,
-)
-_NO_SUCH_PATH = ErrorReply(
-    404, "unknown_path", "This broker serves GET /v1/responses by WebSocket and nothing else.", "invalid_request_error"
-)
-_NODE_BUSY = ErrorReply(
-    503, "node_busy", "This node takes no more connections; connect again.", "server_error", retry_after=2.0
-)
-
-
-def _refuse(node: Node, result: str, reply: ErrorReply) -> web.Response:
-    node.metrics.handshakes.inc(result)
-    headers = {} if reply.retry_after is None else {"Retry-After": str(max(1, math.ceil(reply.retry_after)))}
-    return web.json_response(
-        body=orjson.dumps(reply.body()), status=reply.status, headers=headers, content_type="application/json"
-    )
 
 
 async def _livez(request: web.Request) -> web.Response:
@@ -236,6 +116,7 @@ def build_node(config: Config, secrets: ResolvedSecrets, redis_url: Secret, *, p
             timeout=store.timeout,
             connect_timeout=store.connect_timeout,
             idle_ttl=session.idle_ttl,
+            owner_ttl=30 * 86400.0,
             max_transcript=session.max_transcript,
             key=secrets.encryption_key_bytes(),
             journal=store.journal,
@@ -247,9 +128,11 @@ def build_node(config: Config, secrets: ResolvedSecrets, redis_url: Secret, *, p
             hold=turn.hold,
             first_event=turn.first_event,
             silence=turn.silence,
+            answer=600.0,
             send_timeout=limits.send_timeout,
             heartbeat=limits.heartbeat,
             handshake=limits.handshake,
+            request=60.0,
             max_frame=limits.max_frame,
             max_sockets=limits.max_sockets,
             lane_queue=limits.lane_queue,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from broker.domain import transcript, wire
 from broker.domain.credential import Credential
@@ -10,7 +10,7 @@ from broker.domain.health import AuthHealth
 from broker.domain.session import Pin
 from broker.domain.transcript import Commit, TurnItems, TurnMeta
 from broker.domain.turn import Turn
-from broker.upstream.link import Link
+from broker.edge.links import AnyLink
 
 
 class Attempt:
@@ -19,16 +19,29 @@ class Attempt:
     `held_against` is what was held against the credential at its placement, `trial` the token of the licence by which
     it is tried, where it is.
     `response` is what the terminal event says: the id of the response, and its output as far as it is listed there.
+    `head` is the head of the vendor's answer, where the turn is a request of its own.
     """
 
-    __slots__ = ("_items", "credential", "heard", "held_against", "link", "pin", "response", "response_id", "trial")
+    __slots__ = (
+        "_items",
+        "credential",
+        "head",
+        "heard",
+        "held_against",
+        "link",
+        "pin",
+        "response",
+        "response_id",
+        "trial",
+    )
 
     def __init__(self, credential: Credential, held_against: Sequence[AuthHealth] = (), trial: str = "") -> None:
         self.credential = credential
         self.trial = trial
         self.pin: Pin | None = None
         self.held_against = held_against
-        self.link: Link | None = None
+        self.link: AnyLink | None = None
+        self.head: Mapping[str, str] = {}
         self.response_id = ""
         self.response = ("", b"")
         self.heard = 0.0
@@ -47,7 +60,7 @@ class Attempt:
             name=session.name,
             tenant=session.tenant,
             meta=meta,
-            items=TurnItems(inputs, self._outputs()) if meta.kept else TurnItems(),
+            items=TurnItems(inputs, self.outputs()) if meta.kept else TurnItems(),
             epoch=pin.epoch if pin else 0,
             nonce=pin.nonce if pin else "",
             because=pin.because if pin else "",
@@ -55,20 +68,22 @@ class Attempt:
         )
 
     def _meta(self, turn: Turn, keep: bool) -> TurnMeta:
-        parent = turn.parent
+        parent, request = turn.parent, turn.request
         parent_meta = parent.meta if parent is not None else None
         return TurnMeta(
-            turn_id=turn.request.turn_id,
-            parent=parent_meta.turn_id if parent_meta is not None else None,
+            turn_id=request.turn_id,
+            parent=parent_meta.turn_id or None if parent_meta is not None else None,
             response_id=self.response[0] or self.response_id,
             credential=self.credential.name,
             boundary=self.credential.boundary,
-            store=turn.request.store,
-            kept=keep and (parent_meta is None or parent_meta.kept),
-            rooted=turn.request.binding != wire.CONVERSATION and (parent is None or parent.known),
+            store=request.store and (self.link is None or self.link.stores(request.lane)),
+            # what comes of a turn in the background only the vendor knows
+            kept=keep and not request.background and (parent_meta is None or parent_meta.kept),
+            rooted=request.binding != wire.CONVERSATION and (parent is None or parent.known),
         )
 
-    def _outputs(self) -> bytes:
+    def outputs(self) -> bytes:
+        """The output items as a JSON array."""
         if not self._items:
             # some vendors name the items only at the end
             listed = self.response[1]

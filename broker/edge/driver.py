@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -21,22 +21,26 @@ from broker.domain import events as e
 from broker.domain import transcript, wire
 from broker.domain.classify import classify_event
 from broker.domain.continuation import Mode, Parent
+from broker.domain.errors import ErrorReply
 from broker.domain.failure import Failure, FailureKind, Phase
-from broker.domain.limits import from_event
+from broker.domain.headers import event_without_turn_state
+from broker.domain.limits import from_event, from_headers
 from broker.domain.memory import SocketMemory
+from broker.domain.presentation import Presentation
 from broker.domain.session import Session
 from broker.domain.transcript import Immovable
 from broker.domain.turn import Request, State, Turn
 from broker.domain.wire import EventKind
 from broker.edge.attempt import Attempt
-from broker.edge.links import Links
+from broker.edge.links import AnyLink, Links
+from broker.edge.sessions import Unknown
 from broker.edge.waiting import Ticket
 from broker.edge.wiring import Wiring
 from broker.store.connection import StoreUnavailable
 from broker.store.journal import JournalFull, Landed, Queued
 from broker.store.sessions import ChainBroken, Stale
 from broker.upstream.dialer import Refused
-from broker.upstream.link import Link, LinkClosed
+from broker.upstream.link import LinkClosed
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,10 @@ _PLAIN = frozenset({EventKind.OUTPUT, EventKind.ITEM, EventKind.ANNOUNCEMENT, Ev
 _ENDINGS = frozenset({EventKind.TERMINAL, EventKind.FAILURE})
 _COSTLY = frozenset({c.Open, c.Send})
 _RUNNING = frozenset({State.WAITING, State.SHOWING})
+_OF_A_RESPONSE = b'{"type":"response.'
+
+QUIET = 15.0
+"""Seconds of silence to a client after which it is told that its turn goes on, where it must be."""
 
 
 class Client(Protocol):
@@ -58,6 +66,10 @@ class Client(Protocol):
     wiring: Wiring
     links: Links
     memory: SocketMemory
+
+    @property
+    def presentation(self) -> Presentation | None:
+        """Which events this client may see; None where they are not those of the Responses API."""
 
     @property
     def keeps_transcript(self) -> bool:
@@ -70,10 +82,13 @@ class Client(Protocol):
     def send(self, frames: Iterable[bytes]) -> None:
         """Events to the client. To a client that has left, nothing is sent."""
 
+    def keep_alive(self, lane: str | None) -> None:
+        """A turn of the client has been silent for a while, and goes on."""
+
     def join(self, session: Session) -> None:
         """The client has found back to a session."""
 
-    def aside(self, link: Link, raw: bytes, lane: str | None) -> None:
+    def aside(self, link: AnyLink, raw: bytes, lane: str | None) -> None:
         """An event that belongs to no running turn."""
 
     def note_steer(self, raw: bytes, lane: str | None) -> None:
@@ -117,6 +132,7 @@ class TurnDriver:
         "_moved",
         "_over",
         "_placed_at",
+        "_quiet_since",
         "_tasks",
         "_ticket",
         "_todo",
@@ -146,7 +162,7 @@ class TurnDriver:
         self._ticket: Ticket | None = None
         self._placed_at: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
-        self._began = self._alive_at = self._loop.time()
+        self._began = self._alive_at = self._quiet_since = self._loop.time()
 
     @property
     def response_id(self) -> str:
@@ -154,7 +170,7 @@ class TurnDriver:
         return self.attempt.response_id if self.attempt is not None else ""
 
     @property
-    def link(self) -> Link | None:
+    def link(self) -> AnyLink | None:
         """The link the turn runs on."""
         return self.attempt.link if self.attempt is not None else None
 
@@ -195,8 +211,17 @@ class TurnDriver:
             return False
         return True
 
+    def answered(self, headers: Mapping[str, str]) -> None:
+        """The head of the vendor's answer: what it says of limits, and what the client may see of it."""
+        if (attempt := self.attempt) is None:
+            return
+        attempt.head = headers
+        health = self._wiring.health
+        if (limits := from_headers(headers, health.now())) is not None:
+            health.note_limits(attempt.credential, limits, attempt.held_against)
+
     def lost(self, failure: Failure) -> None:
-        """The link is gone."""
+        """The link is gone, or the turn's own request has failed."""
         self._feed(e.Failed(failure))
 
     def expired(self) -> None:
@@ -214,7 +239,7 @@ class TurnDriver:
         else:
             self._feed(e.ClientLeft())
 
-    def ride(self, link: Link, response_id: str) -> None:
+    def ride(self, link: AnyLink, response_id: str) -> None:
         """Take over a response that the upstream has begun on `link` by itself."""
         self._engage(Attempt(link.credential))
         self._attach(link)
@@ -350,7 +375,7 @@ class TurnDriver:
                 link.held = False
                 link.proceed()
 
-    def _hand_back(self, link: Link | None) -> None:
+    def _hand_back(self, link: AnyLink | None) -> None:
         """Events behind the turn's end belong to whoever comes next on this lane: a steered response's successor."""
         rest = deque(item for item in self._arrived if isinstance(item, tuple | e.Failed))
         self._arrived.clear()
@@ -374,6 +399,13 @@ class TurnDriver:
             self.client.note_steer(raw, self.request.lane)
         elif kind is EventKind.ITEM and self.attempt is not None:
             self.attempt.note_item(raw)
+        elif kind is EventKind.ANNOUNCEMENT:
+            shown = self._announced(raw)
+            if shown is None:
+                return
+            raw = shown
+        elif not self._shows(raw):
+            return
         self.client.send((raw,))
 
     def _due(self, event: e.Event) -> bool:
@@ -394,21 +426,36 @@ class TurnDriver:
         attempt = self.attempt
         if kind in _ENDINGS:
             return self._ending_of(raw, kind)
-        if attempt is not None:
-            if kind is EventKind.ITEM:
-                attempt.note_item(raw)
-            elif kind is EventKind.ANNOUNCEMENT:
-                self._read_announcement(attempt, raw)
-        return e.Announced(raw) if kind is EventKind.ANNOUNCEMENT else e.OutputBegan(raw)
+        if kind is EventKind.ANNOUNCEMENT:
+            shown = self._announced(raw)
+            return e.Announced(shown) if shown is not None else None
+        if not self._shows(raw):
+            return None
+        if attempt is not None and kind is EventKind.ITEM:
+            attempt.note_item(raw)
+        return e.OutputBegan(raw)
 
-    def _read_announcement(self, attempt: Attempt, raw: bytes) -> None:
-        kind = wire.event_type(raw)
-        if kind == "response.created":
+    def _announced(self, raw: bytes) -> bytes | None:
+        """What an announcement says to us; the answer is what the client may see of it."""
+        kind, attempt = wire.event_type(raw), self.attempt
+        if attempt is not None and kind == "response.created":
             attempt.response_id = wire.response_of(raw)[0]
-        elif kind == "codex.rate_limits":
+            if self.request.background:
+                # its client may leave and ask for it later
+                self._wiring.sessions.note_owner(self.turn.session.tenant, attempt.response_id, attempt.credential)
+        elif attempt is not None and kind == "codex.rate_limits":
             health = self._wiring.health
             if (limits := from_event(raw, health.now())) is not None:
                 health.note_limits(attempt.credential, limits, attempt.held_against)
+        presentation = self.client.presentation
+        if presentation is not None and not presentation.shows(kind):
+            return None
+        return event_without_turn_state(raw)
+
+    def _shows(self, raw: bytes) -> bool:
+        """Whether the client may see this output; what begins with `response.` is for everybody."""
+        presentation = self.client.presentation
+        return presentation is None or raw.startswith(_OF_A_RESPONSE) or presentation.shows(wire.event_type(raw))
 
     def _ending_of(self, raw: bytes, kind: EventKind) -> e.Event | None:
         if kind is EventKind.FAILURE and wire.event_type(raw) == "error":
@@ -442,24 +489,37 @@ class TurnDriver:
 
     def _resolve(self, command: c.Resolve) -> Answer:
         memory, response_id = self.client.memory, command.response_id
+        if response_id is None or command.needs:
+            return self._ask(self._look_up(response_id, command.needs))
         if memory.evicted(response_id):
             return e.ParentGone()
         found = memory.recall(response_id)
         if found is None:
-            return self._ask(self._look_up(response_id))
+            return self._ask(self._look_up(response_id, ()))
         self.client.join(found[1])
         return e.Resolved(*found)
 
-    async def _look_up(self, response_id: str) -> e.Event:
+    async def _look_up(self, response_id: str | None, needs: tuple[str, ...]) -> e.Event:
+        sessions, session = self._wiring.sessions, self.turn.session
         try:
-            found = await self._wiring.sessions.look_up(self.turn.session, response_id)
+            found = None
+            if response_id is not None:
+                found = self.client.memory.recall(response_id) or await sessions.look_up(session, response_id)
+                if found is None or self.client.memory.evicted(response_id):
+                    return e.ParentGone()
+            owner = await sessions.owner(session.tenant, needs) if needs else None
         except StoreUnavailable as error:
             self._wiring.metrics.store_errors.inc(error.reason)
             return e.StoreLost()
-        if found is None:
-            return e.ParentGone()
-        self.client.join(found[1])
-        return e.Resolved(*found)
+        except Unknown as unknown:
+            return e.OwnerUnknown(unknown.thing)
+        parent, session = found if found is not None else (None, session)
+        self.client.join(session)
+        if owner is None:
+            return e.Resolved(parent, session)
+        # a conversation is in one project, what was compacted is read by its whole organisation
+        only = owner.credential if self.request.binding == wire.CONVERSATION else None
+        return e.Resolved(parent, session, owner.boundary, only)
 
     def _place(self, command: c.Place) -> Answer:
         self._detach()
@@ -511,25 +571,25 @@ class TurnDriver:
     def _open(self, command: c.Open) -> Answer:
         assert self.attempt is not None
         self.attempt.pin = self.turn.session.pin
-        link = self.client.links.ready(command.credential)
+        link = self.client.links.ready(command.credential, self.request.previous_response_id)
         if link is None:
             return self._ask(self._dial(command))
         return self._opened(link)
 
     async def _dial(self, command: c.Open) -> e.Event:
         try:
-            link = await self.client.links.dial(command.credential)
+            link = await self.client.links.dial(command.credential, self.request.lane)
         except Refused as refused:
             return e.Failed(refused.failure)
         if link.limits is not None:
             self._wiring.health.note_limits(command.credential, link.limits)
         return self._opened(link)
 
-    def _opened(self, link: Link) -> e.Event:
+    def _opened(self, link: AnyLink) -> e.Event:
         self._attach(link)
         return e.Opened(link.holds(self.request.previous_response_id or ""))
 
-    def _attach(self, link: Link) -> None:
+    def _attach(self, link: AnyLink) -> None:
         assert self.attempt is not None
         self.attempt.link = link
         self.attempt.heard = self._loop.time()
@@ -587,7 +647,7 @@ class TurnDriver:
         try:
             if attempt.link.retired:
                 raise LinkClosed
-            attempt.link.send(frame)
+            attempt.link.send(frame, self.request.lane)
         except LinkClosed:
             return e.Failed(Failure(FailureKind.CONNECTION_EXPIRED, code="closed_before_send"))
         attempt.heard = self._loop.time()
@@ -596,6 +656,8 @@ class TurnDriver:
     def _commit(self, command: c.Commit) -> Answer:
         attempt = self.attempt
         assert attempt is not None and attempt.link is not None
+        if not self.request.recorded:
+            return e.Committed(None, False)
         commit = attempt.commit(self.turn, self._items, keep=self.client.keeps_transcript)
         response_id = commit.meta.response_id
         attempt.link.mint(response_id, self.request.lane)
@@ -707,10 +769,17 @@ class TurnDriver:
         """Time passes: announcements are not held for ever, and an upstream is not waited for for ever."""
         if self._held_since is not None and now - self._held_since >= self._wiring.bounds.hold:
             self._feed(e.HoldElapsed())
-        attempt = self.attempt
+        attempt, passed = self.attempt, False
+        link = attempt.link if attempt is not None else None
+        if link is not None:
+            passed, self._moved = link.passed() or self._moved, False
+        if passed:
+            self._quiet_since = now
+        elif now - self._quiet_since > QUIET:
+            self._quiet_since = now
+            self.client.keep_alive(self.request.lane)
         if attempt is None or attempt.link is None or self.turn.state not in _RUNNING:
             return
-        passed, self._moved = attempt.link.passed() or self._moved, False
         if self.client.behind:
             # nothing is read for it, so nothing could be heard
             attempt.heard = now
@@ -725,6 +794,8 @@ class TurnDriver:
 
     def _patience(self, attempt: Attempt) -> float:
         bounds = self._wiring.bounds
+        if not self.request.streamed:
+            return bounds.answer
         begun = attempt.response_id or self.turn.state is State.SHOWING
         return bounds.silence if begun else bounds.first_event
 
@@ -735,7 +806,7 @@ class TurnDriver:
 
     # --- leaving ---
 
-    def _detach(self) -> Link | None:
+    def _detach(self) -> AnyLink | None:
         """Leave the link, if the turn is on one; the answer is that link."""
         attempt, self.attempt = self.attempt, None
         if attempt is None:
@@ -767,6 +838,15 @@ class TurnDriver:
 
 _AWAITING = frozenset({State.NEW, *_RUNNING})
 _GARBAGE = Failure(FailureKind.TRANSPORT_LOST, code="garbage")
+
+
+def broken(driver: TurnDriver, error: Exception) -> ErrorReply:
+    """What a client is told of a fault of ours; it is logged and counted here."""
+    session, turn = driver.turn.session.sid, driver.request.turn_id
+    log.error("turn broke", exc_info=error, extra={"session": session, "turn": turn})
+    driver.client.wiring.metrics.turns.inc("broken")
+    message = f"The broker failed ({type(error).__name__}); nothing of this turn was kept."
+    return ErrorReply(500, "broker_error", message, "server_error")
 
 
 def _with_words(items: bytes, words: list[bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""The upstream sockets behind one client socket: one in steady state, more while turns move."""
+"""The links behind one client: one in steady state, more while turns move, or where a vendor has no lanes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from broker.domain.credential import Credential
+from broker.domain.endpoints import RESPONSES, Endpoint
 from broker.domain.failure import Failure, FailureKind
 from broker.upstream.dialer import Dialer, Refused
+from broker.upstream.exchange import Exchanges
 from broker.upstream.link import NOBODY, Host, Link
+
+AnyLink = Link | Exchanges
 
 
 class Links:
-    """Opens, reuses and retires the links of one client socket.
+    """Opens, reuses and retires the links of one client.
 
     One upstream socket for one client socket keeps the vendor's semantics exact. When a turn moves to another
-    credential, or a link has reached its age, turns still in flight on the old one finish there.
+    credential, or a link has reached its age, turns still in flight on the old one finish there. A vendor without lanes
+    runs one turn on a socket, so there each lane in flight has one. `frames`: the client speaks by WebSocket.
     """
 
     __slots__ = (
@@ -25,7 +30,8 @@ class Links:
         "_current",
         "_dialer",
         "_dials",
-        "_expires",
+        "_endpoint",
+        "_frames",
         "_headers",
         "_host",
     )
@@ -37,54 +43,70 @@ class Links:
         host: Host,
         *,
         chance: Callable[[], float],
+        endpoint: Endpoint = RESPONSES,
+        frames: bool = True,
     ) -> None:
         self._dialer = dialer
         self._headers = headers
         self._host = host
         self._chance = chance
-        self._current: Link | None = None
-        self._expires = 0.0
-        self._all: list[Link] = []
-        self._dials: dict[str, asyncio.Task[Link]] = {}
+        self._endpoint = endpoint
+        self._frames = frames
+        self._current: AnyLink | None = None
+        self._all: list[AnyLink] = []
+        self._dials: dict[tuple[str, str | None], asyncio.Task[AnyLink]] = {}
         self._closing: list[asyncio.Task[None]] = []
 
-    def ready(self, credential: Credential) -> Link | None:
-        """The link of `credential` that is there, if it will do."""
+    def ready(self, credential: Credential, parent: str | None = None) -> AnyLink | None:
+        """The link of `credential` that is there, if it will do; of several the one that holds `parent`."""
         link = self._current
-        if link is None or link.credential is not credential or not link.usable:
+        if link is None or link.credential is not credential:
             return None
-        return link if asyncio.get_running_loop().time() < self._expires else None
+        if not credential.manners.lanes:
+            link = self._free(credential, parent)
+        if link is None or not link.usable:
+            return None
+        return link if asyncio.get_running_loop().time() < link.expires else None
 
-    async def dial(self, credential: Credential) -> Link:
+    def _free(self, credential: Credential, parent: str | None) -> AnyLink | None:
+        free = [link for link in self._all if link.credential is credential and link.usable and not link.busy]
+        holding = (link for link in free if parent is not None and link.holds(parent))
+        return next(holding, free[-1] if free else None)
+
+    async def dial(self, credential: Credential, lane: str | None = None) -> AnyLink:
         """A fresh link of `credential`, which takes the place of the one there is. Raises `Refused`."""
         if self._host is NOBODY:
             raise Refused(Failure(FailureKind.TRANSPORT_LOST, code="client_left", orderly=True))
         # a dial with an old secret is no use to who was given the new one
-        dial = self._dials.get(credential.key)
+        key = credential.key, None if credential.manners.lanes else lane
+        dial = self._dials.get(key)
         if dial is None:
             # lanes that need the same socket wait for one dial, and hear of its refusal together
             dial = asyncio.create_task(self._replace(credential), name=f"dial:{credential.name}")
-            self._dials[credential.key] = dial
-            dial.add_done_callback(lambda done: self._dialled(credential.key, done))
+            self._dials[key] = dial
+            dial.add_done_callback(lambda done: self._dialled(key, done))
         try:
             return await asyncio.shield(dial)
         finally:
             del dial  # its exception holds this frame, and shall not be held by it
 
-    def _dialled(self, key: str, dial: asyncio.Task[Link]) -> None:
+    def _dialled(self, key: tuple[str, str | None], dial: asyncio.Task[AnyLink]) -> None:
         del self._dials[key]
         if not dial.cancelled():
             dial.exception()  # whoever waited was told; where nobody did, there is nobody to tell
 
-    async def _replace(self, credential: Credential) -> Link:
-        fresh = await self._dialer.dial(credential, self._headers, self._host)
-        self._all.append(fresh)
-        if self._current is not None:
-            self._current.retired = True
-        self._current = fresh
-        # sockets opened together shall not all end together
+    async def _replace(self, credential: Credential) -> AnyLink:
+        fresh = await self._dialer.open(credential, self._headers, self._host, self._endpoint, frames=self._frames)
         now = asyncio.get_running_loop().time()
-        self._expires = now + credential.max_age * (0.9 + 0.1 * self._chance())
+        for link in self._all:
+            # beside its like it may stay where each turn needs one of its own
+            link.retired = link.retired or link.credential is not credential or credential.manners.lanes
+            link.retired = link.retired or now >= link.expires
+        self._all.append(fresh)
+        self._current = fresh
+        if isinstance(fresh, Link):
+            # sockets opened together shall not all end together
+            fresh.expires = now + credential.max_age * (0.9 + 0.1 * self._chance())
         self.settle()
         return fresh
 

@@ -23,6 +23,7 @@ from broker.edge.access import Access, Tenant
 from broker.edge.health import HealthBoard
 from broker.edge.placement import Placement, Placing
 from broker.edge.pulse import Pulse
+from broker.edge.request import ClientRequest
 from broker.edge.sessions import Sessions
 from broker.edge.websocket import ClientSocket
 from broker.edge.wiring import Bounds, Wiring
@@ -33,9 +34,11 @@ from broker.store.health import HealthStore
 from broker.store.hints import Hints
 from broker.store.journal import Journal
 from broker.store.nodes import NodeStore
+from broker.store.owners import RETENTION, OwnerStore
 from broker.store.sessions import Committed, SessionStore
 from broker.tap import Tap, tappable
 from broker.upstream.dialer import Dialer, DialSettings
+from broker.upstream.identity import Identity
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class StoreSettings:
     timeout: float = 1.0
     connect_timeout: float = 0.5
     idle_ttl: float = 3600.0
+    owner_ttl: float = RETENTION
     max_transcript: int = 64 * 1024 * 1024
     key: bytes | None = None
     journal: int = 1000
@@ -86,13 +90,17 @@ class Node:
         self.config_digest = digest_of(credentials, tenants)
         self.adopted_at = time.time()
         self.sockets: set[ClientSocket] = set()
+        self.requests: set[ClientRequest] = set()
         self.opened = 0
         self.untapped = 0
         self.ready = False
         self._store_settings = store
         self.connection = Connection(store.url, timeout=store.timeout, connect_timeout=store.connect_timeout)
         codec = Codec(store.key)
-        self.store = SessionStore(self.connection, codec, idle_ttl=store.idle_ttl, max_transcript=store.max_transcript)
+        self.owners = OwnerStore(self.connection, store.owner_ttl)
+        self.store = SessionStore(
+            self.connection, codec, self.owners, idle_ttl=store.idle_ttl, max_transcript=store.max_transcript
+        )
         self.journal = Journal(self.store, max_turns=store.journal, max_bytes=store.journal_bytes)
         self.journal.listen(self._landed)
         self._nodes = NodeStore(self.connection)
@@ -109,8 +117,9 @@ class Node:
             bound=self._bound,
         )
         self.hints = Hints(store.url, self.health.hear, self.health.refresh_soon) if store.hints else None
-        self.sessions = Sessions(self.store, self.journal, self.metrics, shared=self.shared)
-        self.dialer = Dialer(dial or DialSettings(), clock=self.health.now, tap=self.bounds.tap)
+        self.sessions = Sessions(self.store, self.journal, self.owners, self.metrics, shared=self.shared)
+        self.identity = Identity()
+        self.dialer = Dialer(dial or DialSettings(), self.identity, clock=self.health.now, tap=self.bounds.tap)
         shortest = min(self.bounds.hold, self.bounds.first_event, self.bounds.silence)
         self.wiring = Wiring(
             self.policy,
@@ -138,6 +147,7 @@ class Node:
 
     async def start(self) -> None:
         """Be ready to serve. A store that is away does not keep the node from starting; readiness tells."""
+        await self.identity.start()
         await self.dialer.start()
         self.journal.start()
         await self.health.start()
@@ -155,8 +165,8 @@ class Node:
     async def stop(self) -> None:
         """Close every client socket so that its client reconnects elsewhere, then everything else."""
         self.ready = False
-        if self.sockets:
-            closing = [asyncio.create_task(socket.close(1012, "node restarts")) for socket in list(self.sockets)]
+        if self.clients:
+            closing = [asyncio.create_task(socket.close(1012, "node restarts")) for socket in list(self.clients)]
             await asyncio.wait(closing, timeout=5.0)
         for duty in self._duties:
             duty.cancel()
@@ -170,6 +180,7 @@ class Node:
         await self.placement.stop()
         await self.health.stop()
         await self.dialer.stop()
+        await self.identity.stop()
         await self.connection.close()
         self.metrics.flush()
 
@@ -190,7 +201,7 @@ class Node:
         self.tenants = tuple(tenants)
         self.access = Access(tenants)
         by_name = {tenant.name: tenant for tenant in tenants}
-        for socket in self.sockets:
+        for socket in self.clients:
             socket.tenant = by_name.get(socket.tenant.name, socket.tenant)
         self.config_digest = digest_of(credentials, tenants)
         self.adopted_at = time.time()
@@ -206,14 +217,25 @@ class Node:
         transport.set_protocol(tap)
         return tap
 
-    def enter(self, socket: ClientSocket) -> None:
-        """A client's socket is open."""
-        self.sockets.add(socket)
-        self.opened += 1
+    def enter(self, client: ClientSocket | ClientRequest) -> None:
+        """A client's socket is open, or a request of it is here."""
+        if isinstance(client, ClientSocket):
+            self.sockets.add(client)
+            self.opened += 1
+        else:
+            self.requests.add(client)
 
-    def leave(self, socket: ClientSocket) -> None:
-        """A client's socket is gone."""
-        self.sockets.discard(socket)
+    def leave(self, client: ClientSocket | ClientRequest) -> None:
+        """It is gone."""
+        if isinstance(client, ClientSocket):
+            self.sockets.discard(client)
+        else:
+            self.requests.discard(client)
+
+    @property
+    def clients(self) -> list[ClientSocket | ClientRequest]:
+        """Everybody who is being served."""
+        return [*self.sockets, *self.requests]
 
     @property
     def busy(self) -> bool:
@@ -248,7 +270,7 @@ class Node:
 
     def _bound(self) -> Counter[str]:
         """Sessions with an open socket, by the credential that they are pinned to."""
-        pins = {socket.session.sid: socket.session.pin for socket in self.sockets}
+        pins = {socket.session.sid: socket.session.pin for socket in self.clients}
         return Counter(pin.credential for pin in pins.values() if pin is not None)
 
     async def _sweep(self) -> None:
@@ -257,11 +279,13 @@ class Node:
             await asyncio.sleep(1.0)
             self.show()
             self.metrics.flush()
-            for socket in self.sockets:
+            for request in list(self.requests):
+                request.check()
+            for socket in self.clients:
                 if socket.slow_since is not None:
                     socket.links.keep_alive()
             late = time.monotonic() - self.bounds.send_timeout
-            for socket in list(self.sockets):
+            for socket in list(self.clients):
                 if socket.slow_since is not None and socket.slow_since < late:
                     self.metrics.closes.inc("slow")
                     socket.abort()
@@ -269,10 +293,11 @@ class Node:
     def show(self) -> None:
         """Bring the gauges up to date."""
         self.metrics.sockets.labels("client").set(len(self.sockets))
+        self.metrics.requests_open.set(len(self.requests))
         self.metrics.sockets.labels("upstream").set(self.dialer.open_links)
         self.metrics.untapped.labels("client").set(self.untapped)
         self.metrics.untapped.labels("upstream").set(self.dialer.ordinary)
-        self.metrics.sessions.set(len({socket.session.sid for socket in self.sockets}))
+        self.metrics.sessions.set(len({socket.session.sid for socket in self.clients}))
         self.metrics.journal.set(len(self.journal))
 
 

@@ -11,7 +11,18 @@ from broker.domain.credential import Credential
 from broker.domain.events import NonePlaced, Placed
 from broker.domain.health import BLOCKING, AuthHealth, HealthState
 from broker.domain.probing import due
-from broker.domain.selection import Candidate, Choice, Explained, Loads, Strategy, Wish, explain, keep, select
+from broker.domain.selection import (
+    UNABLE,
+    Candidate,
+    Choice,
+    Explained,
+    Loads,
+    Strategy,
+    Wish,
+    explain,
+    keep,
+    select,
+)
 from broker.domain.snapshot import Verdict
 from broker.edge.allotment import Allotment
 from broker.edge.health import HealthBoard
@@ -32,7 +43,7 @@ LIVE_WITHIN = 5.0
 """Seconds after its last heartbeat in which a node's load still counts."""
 
 
-_NEVER = frozenset({"tried", "model", "boundary"})
+_NEVER = UNABLE | {"tried"}
 """Why one was passed over who will not serve this turn, however long it waits."""
 
 
@@ -141,6 +152,10 @@ class Placement:
         verdicts = (self._board.snapshot.verdict(credential, "", now) for credential in self.pool)
         return sum(verdict.usable or verdict.half_open for verdict in verdicts)
 
+    def named(self, name: str) -> Credential | None:
+        """The credential of this name, if there is one."""
+        return self._by_name.get(name)
+
     def engage(self, credential: Credential) -> None:
         """From its placement on, a turn counts as in flight on its credential."""
         self.in_flight[credential.name] += 1
@@ -184,7 +199,7 @@ class Placement:
 
     def _seat(self, credential: Credential, wish: Wish, trial: str) -> Placed:
         name = credential.name
-        if name == wish.preferred:
+        if name == wish.preferred and wish.pinned:
             return Placed(credential, "", trial)
         self._placed_new += 1
         self._sessions[name] += 1
@@ -240,7 +255,7 @@ class Placement:
             else c.passed_over or "busy"
             for c in candidates
         }
-        able = [c.credential for c in candidates if c.passed_over not in ("model", "boundary")]
+        able = [c.credential for c in candidates if c.passed_over not in UNABLE]
         now = self._board.now()
         return NonePlaced(frozenset(reasons), self._board.snapshot.earliest_reset(able, wish.model, now), now)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from weakref import WeakValueDictionary
 
 from broker.domain.continuation import Parent
+from broker.domain.credential import Credential
 from broker.domain.session import Session, derive_sid
+from broker.domain.transcript import TurnMeta
 from broker.metrics import Metrics
 from broker.store.connection import StoreUnavailable
 from broker.store.journal import Journal
+from broker.store.owners import Owner, OwnerStore
 from broker.store.sessions import SessionStore
 
 log = logging.getLogger(__name__)
@@ -26,14 +29,25 @@ def is_minted(session: Session) -> bool:
     return session.name.startswith(MINTED)
 
 
+class Unknown(Exception):
+    """A turn names something of a vendor's that nobody here knows."""
+
+    def __init__(self, thing: str) -> None:
+        super().__init__("unknown")
+        self.thing = thing
+
+
 class Sessions:
     """One copy of a session for all sockets of this node, so that a pin one of them moves is seen by all.
 
     `shared`: several tenants use one pool.
     """
 
-    def __init__(self, store: SessionStore, journal: Journal, metrics: Metrics, *, shared: bool) -> None:
+    def __init__(
+        self, store: SessionStore, journal: Journal, owners: OwnerStore, metrics: Metrics, *, shared: bool
+    ) -> None:
         self._shared = shared
+        self._owners = owners
         self._store = store
         self._journal = journal
         self._metrics = metrics
@@ -77,10 +91,47 @@ class Sessions:
         other = await self._load(sid) if sid is not None and sid != session.sid else None
         meta = await self._journal.find(other.sid, response_id) if other is not None else None
         if other is None or meta is None:
-            return None if self._shared else (Parent(response_id, None, live=False), session)
+            return await self._stored(session, response_id)
         if other.closed and not meta.store:
             return None
         return Parent(response_id, meta), other
+
+    async def _stored(self, session: Session, response_id: str) -> tuple[Parent, Session] | None:
+        """A response whose session is forgotten: the vendor may still have it, and its owner is remembered longer."""
+        found = await self._owners.find(session.tenant, (response_id,))
+        if (owner := found.get(response_id)) is None:
+            return None if self._shared else (Parent(response_id, None, live=False), session)
+        meta = TurnMeta("", None, response_id, owner.credential, owner.boundary, store=True, kept=False, rooted=False)
+        return Parent(response_id, meta), session
+
+    async def owner(self, tenant: str, things: Sequence[str]) -> Owner | None:
+        """Who owns what a turn names. Raises `StoreUnavailable`, and `Unknown` where a conversation may be another
+        tenant's: the vendor does not know our tenants."""
+        self._metrics.round_trips.inc("owner")
+        found = await self._owners.find(tenant, things)
+        for thing in things:
+            if self._shared and thing not in found and not thing.startswith("cmp:"):
+                raise Unknown(thing)
+        return next((found[thing] for thing in things if thing in found), None)
+
+    async def owner_of(self, tenant: str, thing: str) -> Owner | None:
+        """Who owns what this tenant has made; None if it has not, or nobody remembers. Raises `StoreUnavailable`."""
+        self._metrics.round_trips.inc("owner")
+        return (await self._owners.find(tenant, (thing,))).get(thing)
+
+    async def note_owners(self, tenant: str, things: Sequence[str], credential: Credential) -> None:
+        """These belong to `credential`, and everybody knows it from now on. Raises `StoreUnavailable`."""
+        for thing in things:
+            await self._owners.note(tenant, thing, Owner(credential.name, credential.boundary))
+
+    async def forget(self, tenant: str, thing: str) -> None:
+        """It was deleted at the vendor: nobody owns it, and nothing continues it. Raises `StoreUnavailable`."""
+        await self._owners.forget(tenant, thing)
+        await self._store.forget_response(tenant, thing)
+
+    def note_owner(self, tenant: str, thing: str, credential: Credential) -> None:
+        """From now on this belongs to `credential`; written in the background, for what is lost is merely unknown."""
+        self._owners.submit(tenant, thing, Owner(credential.name, credential.boundary))
 
     async def _load(self, sid: str) -> Session | None:
         if (known := self._known.get(sid)) is not None:

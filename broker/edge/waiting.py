@@ -120,4 +120,4 @@ class WaitingRoom:
 
 
 def _kind(wish: Wish) -> tuple[object, ...]:
-    return wish.model, wish.boundary, wish.excluded
+    return wish.model, wish.boundary, wish.excluded, wish.only, wish.transport

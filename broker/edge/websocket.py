@@ -4,38 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Iterable
 
 import orjson
-from aiohttp import ClientConnectionError, WSMsgType, web
+from aiohttp import WSMsgType, web
 
 from broker.domain import errors, events, wire
 from broker.domain.commands import Outcome
 from broker.domain.errors import ErrorReply
 from broker.domain.frames import text_header
+from broker.domain.headers import up, without_turn_state
 from broker.domain.lanes import Lanes, LanesFull
 from broker.domain.memory import SocketMemory
+from broker.domain.presentation import PRESENTATION, Presentation, kind_of
 from broker.domain.session import Session
 from broker.domain.turn import Request, State
 from broker.domain.wire import BadFrame, ClientFrame
 from broker.edge.access import Tenant
-from broker.edge.driver import TurnDriver
-from broker.edge.links import Links
+from broker.edge.driver import TurnDriver, broken
+from broker.edge.links import AnyLink, Links
+from broker.edge.outlet import Outlet
 from broker.edge.wiring import Wiring
 from broker.tap import Tap
-from broker.upstream.link import Link, LinkClosed
+from broker.upstream.link import LinkClosed
 from broker.upstream.passage import Write
-
-log = logging.getLogger(__name__)
 
 WAITING_FRAMES = 2
 """How many frames of the largest size may wait on one socket."""
-
-BEHIND = 64 * 1024
-"""Bytes that may wait for a client before its upstream is paused; the high-water mark of transports."""
 
 UNREAD = 1024 * 1024
 """Bytes that may wait for a client that asks for one refusal after the other."""
@@ -49,9 +46,6 @@ _CLEAN = frozenset({None, 0, 1000, 1001, 1005})
 SUCCESSOR_WITHIN = 2.0
 """Seconds for which a lane is kept free for the successor of a steered response."""
 
-FORWARDED = ("openai-beta",)
-"""Handshake headers of the client that the vendor needs to see."""
-
 
 class ClientSocket:
     """One client socket: takes its frames, starts turns as their lanes allow, and writes what they relay.
@@ -60,16 +54,15 @@ class ClientSocket:
     """
 
     __slots__ = (
-        "_catching_up",
         "_gathered",
         "_leaving",
+        "_presentation",
         "_quiet",
         "_running",
         "_steers",
         "_tap",
         "_transport",
         "_waiting_bytes",
-        "_writer",
         "_ws",
         "behind_since",
         "direct",
@@ -100,21 +93,20 @@ class ClientSocket:
         self.explicit = explicit
         self.memory = SocketMemory()
         self.lanes: Lanes[TurnDriver] = Lanes(max_waiting=wiring.bounds.lane_queue)
-        forwarded = {name: request.headers[name] for name in FORWARDED if name in request.headers}
-        self.links = Links(wiring.dialer, forwarded, self, chance=wiring.chance.random)
+        self.links = Links(wiring.dialer, up(request.headers, websocket=True), self, chance=wiring.chance.random)
+        self._presentation = PRESENTATION[kind_of(request.headers)]
         self.behind_since: float | None = None
         self._ws = ws
         self._transport = request.transport
-        self._writer = request.writer
         self._waiting_bytes = 0
         self._running = 0
         self._leaving = False
         self._quiet: asyncio.Event | None = None
         self._steers: dict[str | None, _Steers] = {}
         self._tap = tap
-        self._catching_up: asyncio.Task[None] | None = None
         self._gathered: list[bytes | memoryview] | None = None
-        self.direct: Write = self._write_ordinary if tap is None else self._transport.write
+        outlet = Outlet(self._transport, request.writer, self._on_behind) if tap is None else None
+        self.direct: Write = self._transport.write if outlet is None else outlet.write
         if tap is not None:
             tap.on_behind = self._on_behind
             tap.begin(self.take)
@@ -123,6 +115,11 @@ class ClientSocket:
     def keeps_transcript(self) -> bool:
         """Whether this client's turns may be recorded."""
         return self.tenant.transcript and self.wiring.bounds.transcript
+
+    @property
+    def presentation(self) -> Presentation | None:
+        """Which events this client may see."""
+        return self._presentation
 
     @property
     def behind(self) -> bool:
@@ -163,24 +160,9 @@ class ClientSocket:
         gathered, self._gathered = self._gathered, None
         if gathered and not self._transport.is_closing():
             if self._tap is None:
-                self._write_ordinary(b"".join(gathered))
+                self.direct(b"".join(gathered))
             else:
                 self._transport.writelines(gathered)
-
-    def _write_ordinary(self, data: bytes | memoryview) -> None:
-        """Where no tap tells whether the client is behind, its transport is asked after each write."""
-        self._transport.write(data)
-        if self._catching_up is None and self._transport.get_write_buffer_size() > BEHIND:
-            self._on_behind(True)
-            self._catching_up = asyncio.create_task(self._catch_up(), name="client-behind")
-
-    async def _catch_up(self) -> None:
-        try:
-            with contextlib.suppress(ClientConnectionError, ConnectionError):
-                await self._writer.drain()
-        finally:
-            self._catching_up = None
-            self._on_behind(False)
 
     def _on_behind(self, behind: bool) -> None:
         if behind:
@@ -189,6 +171,11 @@ class ClientSocket:
         else:
             self.behind_since = None
             self.links.resume()
+
+    def keep_alive(self, lane: str | None) -> None:
+        """Some clients give up where no message comes, however well the socket is."""
+        if (frame := self._presentation.keep_alive) is not None:
+            self.send((frame,))
 
     def refuse(self, reply: ErrorReply, lane: str | None = None) -> None:
         """An error that belongs to no turn; the socket stays."""
@@ -278,6 +265,7 @@ class ClientSocket:
             self.refuse(errors.overloaded(message), lane)
 
     def _create(self, frame: ClientFrame, raw: bytes) -> None:
+        raw, binding = without_turn_state(raw), wire.binds(raw, frame)
         request = Request(
             turn_id=new_turn_id(),
             lane=frame.stream_id,
@@ -286,7 +274,8 @@ class ClientSocket:
             model=frame.model or "",
             previous_response_id=frame.previous_response_id,
             store=frame.store is not False,
-            binding=wire.binds(raw, frame),
+            binding=binding,
+            needs=wire.owned(frame, binding) if binding is not None else (),
         )
         if self._waiting_bytes + len(raw) > WAITING_FRAMES * self.wiring.bounds.max_frame:
             raise LanesFull
@@ -302,12 +291,7 @@ class ClientSocket:
 
     def broke(self, driver: TurnDriver, error: Exception) -> None:
         """A fault of ours: the client gets an honest end, the socket and the other lanes go on."""
-        log.error(
-            "turn broke", exc_info=error, extra={"session": driver.turn.session.sid, "turn": driver.request.turn_id}
-        )
-        self.wiring.metrics.turns.inc("broken")
-        message = f"The broker failed ({type(error).__name__}); nothing of this turn was kept."
-        self.refuse(ErrorReply(500, "broker_error", message, "server_error"), driver.request.lane)
+        self.refuse(broken(driver, error), driver.request.lane)
 
     def ended(self, driver: TurnDriver) -> None:
         """A turn is over: whatever waits on its lane may begin."""
@@ -345,19 +329,22 @@ class ClientSocket:
         if running is None or link is None:
             self._answer(_steer_failed(frame, "response_not_found", "No response with this id is active."))
             return
+        if not link.steers:
+            self._answer(_steer_failed(frame, "steering_not_supported", "This response comes over HTTP."))
+            return
         steers = self._steers.setdefault(running.request.lane, _Steers())
         if len(steers.sent) >= MAX_STEERS or link.clogged:
             self._answer(_steer_failed(frame, "too_many_pending_steers", f"At most {MAX_STEERS} steers may wait."))
             return
         try:
-            link.send(raw)
+            link.send(raw, running.request.lane)
         except LinkClosed:
             self.drop_steers(running.request.lane)
             self._answer(_steer_failed(frame, "response_not_found", "No response with this id is active."))
             return
         steers.sent.append((target, wire.input_items(bytes(frame.input)).strip()[1:-1]))
 
-    def aside(self, link: Link, raw: bytes, lane: str | None) -> None:
+    def aside(self, link: AnyLink, raw: bytes, lane: str | None) -> None:
         """An event that belongs to no running turn: a steer's answer, its successor, or the echo of one that ended."""
         kind, steers = wire.event_type(raw), self._steers.get(lane)
         if kind == "response.created" and steers is not None and steers.accepted:
@@ -389,7 +376,7 @@ class ClientSocket:
         """The response they were for has failed; they went with it."""
         self._steers.pop(lane, None)
 
-    def _succeed(self, link: Link, raw: bytes, lane: str | None) -> None:
+    def _succeed(self, link: AnyLink, raw: bytes, lane: str | None) -> None:
         newest, running = self.memory.newest(lane), self.lanes.running(lane)
         if newest is None or (running is not None and running.turn.state is not State.ENDED):
             return

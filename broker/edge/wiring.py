@@ -23,10 +23,12 @@ class Bounds:
     hold: float = 3.0
     first_event: float = 60.0
     silence: float = 120.0
+    answer: float = 600.0
     send_timeout: float = 30.0
     leave: float = 10.0
     heartbeat: float = 20.0
     handshake: float = 10.0
+    request: float = 60.0
     max_frame: int = 16 * 1024 * 1024
     max_sockets: int = 2000
     lane_queue: int = 64

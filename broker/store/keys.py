@@ -7,6 +7,7 @@
 | `sb:s:{sid}:turns`     | hash   | `<turn_id>` -> meta, `<turn_id>:<i>` -> i-th chunk of its items | TTL, idle        |
 | `sb:s:{sid}:ids`       | hash   | `r:<response_id>` -> turn id, `e:<digest>` -> boundary          | TTL, idle        |
 | `sb:r:{rid}`           | string | sid of the session that a response belongs to                   | TTL, idle        |
+| `sb:o:{own}`           | string | credential and boundary that own a thing at a vendor            | TTL, 30 days     |
 | `sb:h:{health}:rows`   | hash   | subject -> AuthHealth row                                       | permanent        |
 | `sb:h:{health}:events` | stream | what happened to the rows, about the last 10,000                | permanent        |
 | `sb:h:{health}:limits` | hash   | limit group -> what its vendor said about its limits            | TTL, one day     |
@@ -22,8 +23,8 @@
 | `sb:n:{nodes}`         | hash   | node -> heartbeat                                               | permanent, swept |
 | `sb:w:{workers}:lease:<name>` | string | token of the worker that does it alone                   | TTL, seconds     |
 
-What stands in `{...}` is the hash tag: all keys that one script touches share a slot. `sid` and `rid` are digests,
-so no text of a client is ever part of a key.
+What stands in `{...}` is the hash tag: all keys that one script touches share a slot. `sid`, `rid` and `own` are
+digests, so no text of a client is ever part of a key.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ def of_session(sid: str) -> tuple[str, str, str]:
 def response(rid: str) -> str:
     """The tenant-wide index entry of one response."""
     return f"sb:r:{{{rid}}}"
+
+
+def owner(own: str) -> str:
+    """Who owns one thing that lives at a vendor."""
+    return f"sb:o:{{{own}}}"
 
 
 def health_rows() -> str:

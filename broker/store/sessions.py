@@ -17,6 +17,7 @@ from broker.domain.transcript import Commit, StoredTurn, TurnItems, TurnMeta
 from broker.store import keys, scripts
 from broker.store.codec import CHUNK, THREAD_FROM, Codec, Unreadable
 from broker.store.connection import BULKY, REFUSED, Command, Connection, StoreUnavailable, call, command
+from broker.store.owners import Owner, OwnerStore
 
 MAX_CHAIN = 100_000
 """Turns after which a chain is no longer followed."""
@@ -93,12 +94,21 @@ _decode = msgspec.json.Decoder(_Record).decode
 class SessionStore:
     """The sessions of all nodes. Every method may raise `StoreUnavailable`.
 
-    `idle_ttl` (seconds) is how long a session outlives its last sign of life, `max_transcript` how many bytes (as
-    stored) its items may have.
+    `owners` hears of every response that its vendor stores. `idle_ttl` (seconds) is how long a session outlives its
+    last sign of life, `max_transcript` how many bytes (as stored) its items may have.
     """
 
-    def __init__(self, connection: Connection, codec: Codec, *, idle_ttl: float, max_transcript: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        codec: Codec,
+        owners: OwnerStore | None = None,
+        *,
+        idle_ttl: float,
+        max_transcript: int,
+    ) -> None:
         self._connection = connection
+        self._owners = owners
         self._codec = codec
         self._ttl = max(1, round(idle_ttl * 1000))
         self._max_transcript = max_transcript
@@ -172,6 +182,10 @@ class SessionStore:
         commands = [call(scripts.COMMIT, keys.of_session(commit.sid), self._commit_args(commit, rid, chunks, size))]
         if rid:
             commands.append(command("SET", keys.response(rid), commit.sid, "PX", self._ttl))
+            if commit.meta.store and self._owners is not None:
+                # the vendor keeps the response for longer than we keep the session
+                owner = Owner(commit.meta.credential, commit.meta.boundary)
+                commands.append(self._owners.noting(commit.tenant, response_id, owner))
 
         def answered(answers: list[Any] | StoreUnavailable) -> None:
             then(answers if isinstance(answers, StoreUnavailable) else _committed(answers[0]))
@@ -298,6 +312,14 @@ class SessionStore:
         touched = [key for sid in known for key in keys.of_session(sid)]
         touched += [keys.response(_text(rid)) for rid in last if rid]
         await self._connection.ask(*(command("PEXPIRE", key, self._ttl) for key in touched), read=True)
+
+    async def forget_response(self, tenant: str, response_id: str) -> None:
+        """Nothing continues this response any more: its client has deleted it. Two round trips."""
+        index = keys.response(derive_rid(tenant, response_id))
+        (sid,) = await self._connection.ask(command("GET", index), read=True)
+        if sid is not None:
+            forgotten = command("HDEL", keys.ids(_text(sid)), f"r:{response_id}")
+            await self._connection.ask(forgotten, command("UNLINK", index), read=True)
 
     async def delete(self, sid: str) -> None:
         """Forget a session at once."""

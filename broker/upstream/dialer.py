@@ -8,21 +8,33 @@ import logging
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import aiohttp
 from aiohttp import ClientResponse
 
-from broker import __version__
 from broker.domain.classify import classify_handshake
 from broker.domain.credential import Credential
+from broker.domain.endpoints import RESPONSES, Endpoint
 from broker.domain.failure import Failure, FailureKind
 from broker.domain.limits import from_headers
+from broker.upstream.exchange import Exchanges, Unsent
+from broker.upstream.identity import Identity, NoIdentity
 from broker.upstream.link import Host, Link
 from broker.upstream.passage import Passage, install
 
 log = logging.getLogger(__name__)
 
 REFUSAL_BYTES = 64 * 1024
+
+NOT_OFFERED = frozenset({404, 405, 426, 501})
+"""Answers to an upgrade that say that there is no WebSocket here (protocol.md 6.3)."""
+
+LOOK_AGAIN = 600.0
+"""Seconds after which an endpoint that had no WebSocket is asked for one again."""
+
+KEPT_OPEN = 15.0
+"""Seconds for which an idle connection is kept: vendors keep theirs longer, so few are closed under a request."""
 
 
 class Refused(Exception):
@@ -94,17 +106,22 @@ class DialSettings:
 
 
 class Dialer:
-    """Opens links. One for a process; it holds the connector and closes it.
+    """Opens links. One for a process; it holds the connectors and closes them.
 
     `open_links` are open now. With `tap` False links have no passage and cost more per frame; `ordinary` counts those
     that have none although they should.
     """
 
-    def __init__(self, settings: DialSettings, *, clock: Callable[[], float], tap: bool = True) -> None:
+    def __init__(
+        self, settings: DialSettings, identity: Identity, *, clock: Callable[[], float], tap: bool = True
+    ) -> None:
         self._settings = settings
+        self._identity = identity
         self._clock = clock
         self._tap = tap
         self._client: aiohttp.ClientSession | None = None
+        self._requests: aiohttp.ClientSession | None = None
+        self._without_websocket: dict[str, float] = {}
         self.open_links = 0
         self.ordinary = 0
 
@@ -117,23 +134,137 @@ class Dialer:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
+        self._requests = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=KEPT_OPEN),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[_reuse()],
+        )
 
     async def stop(self) -> None:
-        """Close the connector; links are closed by those who opened them."""
-        if self._client is not None:
-            await self._client.close()
+        """Close the connectors; links are closed by those who opened them."""
+        for client in (self._client, self._requests):
+            if client is not None:
+                await client.close()
 
-    async def dial(self, credential: Credential, headers: Mapping[str, str], host: Host) -> Link:
+    async def open(
+        self,
+        credential: Credential,
+        headers: Mapping[str, str],
+        host: Host,
+        endpoint: Endpoint = RESPONSES,
+        *,
+        frames: bool = True,
+    ) -> Link | Exchanges:
+        """A fresh link of `credential`, by whichever transport suits its client and its endpoint.
+
+        `frames`: the client speaks by WebSocket, and so does the vendor if it can; whoever speaks HTTP is served by
+        HTTP if that is there, for a request needs no handshake of its own. Raises `Refused`.
+        """
+        transports = credential.transports if endpoint.conversing else ("http",)
+        by_http = "http" in transports
+        if by_http and (not frames or transports[0] == "http" or self._has_no_websocket(credential)):
+            return self._exchanges(credential, headers, host, endpoint, frames=frames)
+        try:
+            return await self.dial(credential, headers, host, frames=frames)
+        except Refused as refused:
+            if not by_http or refused.failure.status not in NOT_OFFERED:
+                raise
+            self._without_websocket[credential.base_url] = self._clock() + LOOK_AGAIN
+            log.info("endpoint has no WebSocket", extra={"credential": credential.name})
+        return self._exchanges(credential, headers, host, endpoint, frames=frames)
+
+    def _has_no_websocket(self, credential: Credential) -> bool:
+        return self._without_websocket.get(credential.base_url, 0.0) > self._clock()
+
+    def _exchanges(
+        self, credential: Credential, headers: Mapping[str, str], host: Host, endpoint: Endpoint, *, frames: bool
+    ) -> Exchanges:
+        self.open_links += 1
+        return Exchanges(
+            credential,
+            endpoint,
+            self.ask,
+            headers,
+            host,
+            ended=self._ended,
+            clock=self._clock,
+            largest=self._settings.max_frame,
+            frames=frames,
+        )
+
+    async def ask(
+        self, credential: Credential, path: str, body: bytes, headers: Mapping[str, str], method: str = "POST"
+    ) -> aiohttp.ClientResponse:
+        """The answer of an endpoint to one request, its head read and its body not. No redirect is followed, and
+        nothing is sent twice, but for a token that has run out. Raises `Unsent`, and what aiohttp raises."""
+        answer = await self._ask(credential, path, body, headers, method)
+        if answer.status == 401 and await self._renewed(credential, answer.status):
+            answer.release()
+            answer = await self._ask(credential, path, body, headers, method)
+        return answer
+
+    async def _ask(
+        self, credential: Credential, path: str, body: bytes, headers: Mapping[str, str], method: str
+    ) -> aiohttp.ClientResponse:
+        assert self._requests is not None, "the dialer was not started"
+        connection = _Connection()
+        try:
+            identity = await self._identity.headers(credential)
+            return await self._requests.request(
+                method,
+                self._identity.url(credential, path),
+                data=body or None,
+                headers={
+                    "Content-Type": "application/json",
+                    "Accept-Encoding": "identity",
+                    **headers,
+                    **credential.headers,
+                    **identity,
+                },
+                allow_redirects=False,
+                trace_request_ctx=connection,
+            )
+        except NoIdentity as none:
+            raise Unsent(none.failure) from None
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            failure = Failure(FailureKind.TRANSPORT_LOST, code=type(error).__name__, independent=True, unsent=True)
+            raise Unsent(failure) from None
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            if not connection.reused or b'"conversation"' in body:
+                raise
+            # an idle connection that was closed under the request: nobody has read it
+            code = type(error).__name__
+            raise Unsent(Failure(FailureKind.CONNECTION_EXPIRED, code=code)) from None
+
+    async def _renewed(self, credential: Credential, status: int) -> bool:
+        return await self._identity.renewed(credential, status, "")
+
+    async def dial(
+        self, credential: Credential, headers: Mapping[str, str], host: Host, *, frames: bool = True
+    ) -> Link:
         """A fresh socket of `credential`. Raises `Refused` with the failure, classified; bounded in time."""
+        try:
+            return await self._dial(credential, headers, host, frames)
+        except Refused as refused:
+            if refused.failure.status != 401 or not await self._renewed(credential, 401):
+                raise
+        return await self._dial(credential, headers, host, frames)
+
+    async def _dial(self, credential: Credential, headers: Mapping[str, str], host: Host, frames: bool) -> Link:
         assert self._client is not None, "the dialer was not started"
         upgraded = _Upgraded(self._tap)
         _upgraded.set(upgraded)
         failure: Failure | None = None
         try:
+            identity = await self._identity.headers(credential)
+        except NoIdentity as none:
+            raise Refused(none.failure) from None
+        try:
             async with asyncio.timeout(self._settings.connect):
                 socket = await self._client.ws_connect(
-                    credential.base_url.rstrip("/").replace("http", "ws", 1) + "/responses",
-                    headers={**headers, **credential.headers, **_identity(credential)},
+                    self._identity.url(credential, "responses"),
+                    headers={**headers, **credential.headers, **identity},
                     max_msg_size=self._settings.max_frame,
                     heartbeat=self._settings.heartbeat,
                     compress=0,
@@ -158,7 +289,7 @@ class Dialer:
                 log.warning("frames take the ordinary path", extra={"credential": credential.name})
             self.ordinary += 1
         self.open_links += 1
-        return Link(credential, socket, transport, host, passage, self._ended, limits)
+        return Link(credential, socket, transport, host, passage, self._ended, limits, frames=frames)
 
     def _ended(self) -> None:
         self.open_links -= 1
@@ -170,8 +301,16 @@ class Dialer:
         return Failure(FailureKind.TRANSPORT_LOST, code=code, independent=True)
 
 
-def _identity(credential: Credential) -> dict[str, str]:
-    return {
-        "Authorization": f"Bearer {credential.secret.reveal()}",
-        "User-Agent": f"session-broker/{__version__}",
-    }
+class _Connection:
+    """What is known of the connection that a request went by."""
+
+    reused = False
+
+
+def _reuse() -> aiohttp.TraceConfig:
+    async def note(session: object, context: SimpleNamespace, told: object) -> None:
+        context.trace_request_ctx.reused = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(note)
+    return trace

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import aiohttp
 from aiohttp import WSMsgType
 
-from broker.domain import wire
+from broker.domain import warmup, wire
 from broker.domain.classify import classify_close
 from broker.domain.credential import Credential
 from broker.domain.events import Failed
@@ -40,8 +40,11 @@ class Listener(Protocol):
     def take_over(self, events: list[tuple[bytes, wire.EventKind] | Failed]) -> None:
         """Events of this lane that came before it was this listener's."""
 
+    def answered(self, headers: Mapping[str, str]) -> None:
+        """The head of the vendor's answer to this turn's own request; on a socket there is none."""
+
     def lost(self, failure: Failure) -> None:
-        """The socket is gone, or is no use any more."""
+        """The socket is gone, or is no use any more; or the turn's own request has failed."""
 
     def expired(self) -> None:
         """The vendor has announced the end of the socket."""
@@ -103,28 +106,39 @@ class Link:
 
     It knows which responses were minted on it and are still there (`holds`), and hands every event to the listener
     of its lane. `limits` is what the vendor said at the door. `retired` means that no further turn may start on it; it
-    closes when the last one has left. While it is `held`, nothing is dealt with.
+    closes when the last one has left. While it is `held`, nothing is dealt with. `expires` (the loop's clock) is when
+    no further turn may start by its age.
+
+    Where a vendor has no lanes, one turn runs at a time, and its lane is known here alone. With `frames` False, what is
+    sent are bodies of HTTP requests, to be put into frames.
     """
 
     __slots__ = (
         "_gone",
         "_host",
+        "_lanes",
         "_listeners",
         "_minted",
         "_named",
         "_on_end",
+        "_only_lane",
         "_opened",
         "_passage",
         "_reader",
         "_room",
         "_socket",
         "_transport",
+        "_warming",
         "credential",
         "ended",
+        "expires",
+        "frames",
         "held",
         "limits",
         "retired",
     )
+
+    steers = True
 
     def __init__(
         self,
@@ -135,9 +149,16 @@ class Link:
         passage: Passage | None,
         ended: Callable[[], None],
         limits: Limits | None = None,
+        *,
+        frames: bool = True,
     ) -> None:
         self.credential = credential
         self.limits = limits
+        self.frames = frames
+        self.expires = float("inf")
+        self._lanes = credential.manners.lanes
+        self._only_lane: str | None = None
+        self._warming: set[str | None] = set()
         self.retired = self.held = False
         self.ended: dict[str | None, str] = {}
         self._socket = socket
@@ -173,6 +194,10 @@ class Link:
         if response_id in self._minted and self._minted[response_id] == lane:
             del self._minted[response_id]
 
+    def stores(self, lane: str | None) -> bool:
+        """Whether the vendor has seen the turn of this lane."""
+        return True
+
     # --- its turns ---
 
     @property
@@ -189,25 +214,45 @@ class Link:
         """Events of this lane go to `listener` from now on."""
         if lane is not None:
             self._named = True
-        self._listeners[lane] = listener
+        self._listeners[self._lane_of(lane)] = listener
+        self._only_lane = lane
         self.shut()
 
     def listener(self, lane: str | None) -> Listener | None:
         """Who takes the events of a lane."""
-        return self._listeners.get(lane)
+        return self._listeners.get(self._lane_of(lane))
+
+    def _lane_of(self, lane: str | None) -> str | None:
+        """The lane as the vendor knows it."""
+        return lane if self._lanes else None
 
     def detach(self, lane: str | None, listener: Listener) -> None:
         """This listener's turn is over; a retired link closes with its last one."""
+        lane = self._lane_of(lane)
         if self._listeners.get(lane) is listener:
             del self._listeners[lane]
+            self._warming.discard(lane)
             self.shut()
             self.proceed()
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: bytes, lane: str | None) -> None:
         """Send one frame up. Raises `LinkClosed` if it was not sent; one that is lost on its way is told by `lost`."""
         if self._gone or self._transport.is_closing() or self._socket.closed:
             raise LinkClosed
-        write_masked(self._transport, frame)
+        write_masked(self._transport, self._in_manner(frame, lane))
+
+    def _in_manner(self, frame: bytes, lane: str | None) -> bytes:
+        """The frame as this vendor takes it."""
+        manners = self.credential.manners
+        if not self.frames:
+            frame = wire.as_frame(frame)
+        elif manners.strict:
+            frame = wire.without(frame, *wire.HTTP_ONLY)
+        if not self._lanes and lane is not None:
+            frame = wire.without(frame, "stream_id")
+        if manners.warmup == "created_only" and wire.warms_up(frame):
+            self._warming.add(self._lane_of(lane))
+        return frame
 
     @property
     def clogged(self) -> bool:
@@ -346,18 +391,28 @@ class Link:
         try:
             kind = wire.event_kind(raw)
             # a vendor names a lane only where the client has named one, so most sockets never look
-            lane = wire.event_lane(raw) if self._named else None
+            lane = wire.event_lane(raw) if self._named and self._lanes else None
             owner = self._listeners.get(lane)
+            if self._only_lane is not None and not self._lanes:
+                raw = wire.with_lane(raw, self._only_lane)
             if kind is wire.EventKind.FAILURE:
                 self._deal_failure(raw, lane, owner)
             elif owner is not None:
                 owner.receive(raw, kind)
+                if self._warming:
+                    self._end_warmup(raw, lane, owner)
             else:
                 self._host.aside(self, raw, lane)
         except wire.Garbage:
             self._end(_GARBAGE)
             if self._reader is not None:
                 self._reader.cancel()
+
+    def _end_warmup(self, raw: bytes, lane: str | None, owner: Listener) -> None:
+        """A warm-up of which this vendor tells only the beginning has ended with that."""
+        if lane in self._warming and wire.event_type(raw) == "response.created":
+            self._warming.discard(lane)
+            owner.receive(warmup.completed_from(raw), wire.EventKind.TERMINAL)
 
     def _deal_failure(self, raw: bytes, lane: str | None, owner: Listener | None) -> None:
         if owner is None and lane is None and len(self._listeners) == 1:

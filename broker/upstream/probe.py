@@ -18,6 +18,7 @@ from broker.domain.events import Failed
 from broker.domain.failure import Failure, FailureKind
 from broker.domain.wire import EventKind
 from broker.upstream.dialer import Dialer, DialSettings, Refused
+from broker.upstream.identity import Identity
 from broker.upstream.link import Link, LinkClosed
 
 MODELS, WARMUP, RESPONSE, OFF, AUTO = "models", "warmup", "response", "off", "auto"
@@ -66,7 +67,7 @@ class Prober:
         self._timeout = timeout
         self._connect = connect
         settings = DialSettings(connect, max_frame=ANSWER_BYTES)
-        self._dialer = Dialer(settings, clock=clock, tap=False)
+        self._dialer = Dialer(settings, Identity(), clock=clock, tap=False)
         self._client: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
@@ -145,7 +146,7 @@ class Prober:
             return refused.failure
         try:
             link.attach(None, listener)
-            link.send(orjson.dumps(frame))
+            link.send(orjson.dumps(frame), None)
             return await listener.outcome
         except LinkClosed:
             return _lost("closed_at_once")
@@ -170,6 +171,9 @@ class _Warmup:
             self._settle(classify_event(raw, now=self._clock()))
         elif kind is EventKind.TERMINAL or (self._only_created and _type(raw) == "response.created"):
             self._settle(None)
+
+    def answered(self, headers: Mapping[str, str]) -> None:
+        """A socket has no answers of its own."""
 
     def lost(self, failure: Failure) -> None:
         """The socket ended first."""

@@ -273,7 +273,7 @@ def test_a_wish_names_the_session() -> None:
 def test_a_wish_names_the_session_that_the_parent_belongs_to() -> None:
     talk = play(turn(of=session(sid="mine"), previous="resp_0")) >> Began() << Resolve
     talk >> Resolved(parent(), session(sid="theirs")) << Place
-    assert talk.last(Place) == Place(Wish("m", session="theirs"))
+    assert talk.last(Place) == Place(Wish("m", preferred="a", session="theirs", pinned=False))
 
 
 def test_a_turn_that_tries_a_credential_goes_like_any_other() -> None:

@@ -1,0 +1,7 @@
+import msgspec
+
+
+class Vendor(msgspec.Struct, frozen=True):
+    lanes: bool = True
+    strict: bool = False
+    warmup: str = "full"

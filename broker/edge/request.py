@@ -1,0 +1,367 @@
+"""The HTTP codec: one request, one turn; answered by server-sent events, or at once and whole."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from aiohttp import ClientConnectionError, web
+
+from broker.domain import errors, events, headers, sse, wire
+from broker.domain.endpoints import COMPACT, CONVERSATIONS, DONE, Endpoint
+from broker.domain.errors import ErrorReply
+from broker.domain.memory import SocketMemory
+from broker.domain.presentation import PRESENTATION, Presentation, kind_of
+from broker.domain.session import Session
+from broker.domain.turn import Request
+from broker.edge.access import Tenant
+from broker.edge.driver import TurnDriver, broken
+from broker.edge.links import AnyLink, Links
+from broker.edge.outlet import Outlet
+from broker.edge.wiring import Wiring
+from broker.store.connection import StoreUnavailable
+
+_STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class ClientRequest:
+    """One request of a client: runs its turn, and puts what that relays into an answer.
+
+    Nothing is answered before the turn has something to show, so whatever fails before that has a status of its own.
+    `explicit`: the client has named its session. `behind_since` is the time (`time.monotonic`) since which the client
+    is behind with reading, None while it is not.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_driver",
+        "_gathered",
+        "_head",
+        "_http",
+        "_last",
+        "_left",
+        "_news",
+        "_out",
+        "_outlet",
+        "_outputs",
+        "_over",
+        "_presentation",
+        "_streamed",
+        "behind_since",
+        "endpoint",
+        "explicit",
+        "links",
+        "memory",
+        "session",
+        "tenant",
+        "wiring",
+    )
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        http: web.Request,
+        tenant: Tenant,
+        session: Session,
+        endpoint: Endpoint,
+        *,
+        explicit: bool,
+        streamed: bool,
+    ) -> None:
+        self.wiring = wiring
+        self.tenant = tenant
+        self.session = session
+        self.endpoint = endpoint
+        self.explicit = explicit
+        self.memory = SocketMemory()
+        self.behind_since: float | None = None
+        up = headers.up(http.headers, websocket=False)
+        chance = wiring.chance.random
+        self.links = Links(wiring.dialer, up, self, chance=chance, endpoint=endpoint, frames=False)
+        self._http = http
+        self._streamed = streamed
+        self._presentation = PRESENTATION[kind_of(http.headers)] if endpoint.conversing else None
+        self._driver: TurnDriver | None = None
+        self._news = asyncio.Event()
+        self._over = asyncio.Event()
+        self._left = False
+        self._head: dict[str, str] = {}
+        self._last = b""
+        self._outputs = b"[]"
+        self._out: list[bytes] = []
+        self._gathered = False
+        self._outlet: Outlet | None = None
+        self._chunked = True
+
+    @property
+    def keeps_transcript(self) -> bool:
+        """Whether this client's turns may be recorded."""
+        return self.tenant.transcript and self.wiring.bounds.transcript
+
+    @property
+    def presentation(self) -> Presentation | None:
+        """Which events this client may see; None where they are not those of the Responses API."""
+        return self._presentation
+
+    @property
+    def behind(self) -> bool:
+        """Whether the client is behind with reading, or will read nothing any more."""
+        return self.behind_since is not None or self._left
+
+    @property
+    def slow_since(self) -> float | None:
+        """Since when a client that is still there is behind (`time.monotonic`)."""
+        return None if self._left else self.behind_since
+
+    def join(self, session: Session) -> None:
+        """The client has found back to a session."""
+        self.session = session
+
+    # --- one turn ---
+
+    async def serve(self, request: Request) -> web.StreamResponse:
+        """The answer to a request, when it is over; everything is let go of then, bounded in time."""
+        self._driver = TurnDriver(self, request, self.session)
+        try:
+            self._driver.begin(events.Began())
+            await self._news.wait()
+            if self._out:
+                return await self._stream()
+            await self._over.wait()
+            return await self._whole()
+        finally:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        self._left = True
+        if self._driver is not None and not self._over.is_set():
+            self._driver.leave()
+            # a commit under way is finished; everything else ends with the client
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.wiring.bounds.leave):
+                    await self._over.wait()
+        await self.links.close()
+        self._driver = self._outlet = None  # what is gone shall not go round in circles
+
+    def ended(self, driver: TurnDriver) -> None:
+        """The turn is over."""
+        self._over.set()
+        self._news.set()
+
+    def broke(self, driver: TurnDriver, error: Exception) -> None:
+        """A fault of ours: the client gets an honest end."""
+        self.send((broken(driver, error).event(),))
+
+    # --- what the turn relays ---
+
+    def send(self, frames: Iterable[bytes]) -> None:
+        """Events to the client. To a client that has left, nothing is sent."""
+        if self._left:
+            return
+        for raw in frames:
+            self._last = raw
+            if self._streamed and (self._out or self._outlet or not _is_error(raw)):
+                self._write(self._rendered(raw))
+        attempt = self._driver.attempt if self._driver is not None else None
+        if attempt is not None and not self._head:
+            self._head = headers.down(attempt.head)
+        if not self._streamed and attempt is not None:
+            self._outputs = attempt.outputs()
+        if self._out and not self._news.is_set():
+            self._news.set()
+
+    def _rendered(self, raw: bytes) -> bytes:
+        if not self.endpoint.conversing:
+            if raw == DONE:
+                return sse.bare(b"[DONE]")
+            return sse.bare(orjson.dumps({"error": _error_of(raw)}) if _is_error(raw) else raw)
+        kind = wire.event_type(raw)
+        return sse.named(kind, raw if kind != "error" else _flat(raw))
+
+    def keep_alive(self, lane: str | None) -> None:
+        """Whoever stands in between does not close a stream that is quiet for a while."""
+        if self._outlet is not None:
+            self._write(sse.COMMENT)
+
+    # --- to the client, as a stream ---
+
+    async def _stream(self) -> web.StreamResponse:
+        response = web.StreamResponse(headers={**self._headers(), **_STREAM})
+        try:
+            writer = await response.prepare(self._http)
+            transport = self._http.transport
+            if writer is None or transport is None:
+                return response
+            self._chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
+            await response.write(self._taken())
+            self._outlet = Outlet(transport, writer, self._on_behind)
+            self._flush()
+            await self._over.wait()
+            await response.write_eof()
+        except (ClientConnectionError, ConnectionError):
+            self._left = True
+        return response
+
+    def _taken(self) -> bytes:
+        taken, self._out = b"".join(self._out), []
+        return taken
+
+    def _write(self, data: bytes) -> None:
+        self._out.append(data)
+        if not self._gathered:
+            self._flush()
+
+    def _flush(self) -> None:
+        outlet, transport = self._outlet, self._http.transport
+        if outlet is None or not self._out or transport is None or transport.is_closing():
+            return
+        data = self._taken()
+        outlet.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def _on_behind(self, behind: bool) -> None:
+        if behind:
+            self.behind_since = time.monotonic()
+            self.links.hold()
+        else:
+            self.behind_since = None
+            self.links.resume()
+
+    # --- to the client, whole ---
+
+    async def _whole(self) -> web.Response:
+        """The answer in one piece."""
+        if not self._last:
+            # it has left before there was anything to say
+            return web.Response(status=499)
+        if _is_error(self._last):
+            return answer_to(self._last, self._headers())
+        body = wire.whole_response(self._last, self._outputs) if self.endpoint.conversing else self._last
+        await self._note_owner(body)
+        return web.Response(body=body, content_type="application/json", headers=self._headers())
+
+    async def _note_owner(self, body: bytes) -> None:
+        """What was made lives with the credential that made it: known before the client can name it."""
+        credential = self._driver.turn.credential if self._driver is not None else None
+        if credential is None or self.endpoint not in (COMPACT, CONVERSATIONS):
+            return
+        made = wire.made(body)
+        with contextlib.suppress(StoreUnavailable):
+            await self.wiring.sessions.note_owners(self.tenant.name, made, credential)
+
+    def _headers(self) -> dict[str, str]:
+        return {**self._head, "x-session-id": self.session.name} if self.endpoint.conversing else dict(self._head)
+
+    # --- a host to its links ---
+
+    def direct(self, data: bytes | memoryview) -> None:
+        """Frames of a WebSocket never pass as they are."""
+        raise AssertionError("a frame has passed to a client that speaks HTTP")
+
+    write = direct
+
+    def gather(self) -> None:
+        """What is sent from now on leaves in one write, with `flush`."""
+        self._gathered = True
+
+    def flush(self) -> None:
+        """Write what was gathered, if anything was."""
+        self._gathered = False
+        self._flush()
+
+    def aside(self, link: AnyLink, raw: bytes, lane: str | None) -> None:
+        """An event that belongs to no turn."""
+
+    def note_steer(self, raw: bytes, lane: str | None) -> None:
+        """There is no steering over HTTP."""
+
+    def take_steers(self, lane: str | None, target: str | None) -> list[bytes]:
+        """There is no steering over HTTP."""
+        return []
+
+    def drop_steers(self, lane: str | None) -> None:
+        """There is no steering over HTTP."""
+
+    # --- seen from its node ---
+
+    def check(self) -> None:
+        """Whether the client is still there: nothing is read of it, so nothing tells."""
+        if self._http.transport is None or self._http.transport.is_closing():
+            self.abort()
+
+    async def close(self, code: int, reason: str) -> None:
+        """The node stops: the turn may come to its end, for a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.wiring.bounds.leave):
+                await self._over.wait()
+        self.abort()
+
+    def abort(self) -> None:
+        """Cut off a client that takes nothing any more, or that is gone."""
+        if self._left or self._over.is_set():
+            return
+        self._left = True
+        if self._driver is not None:
+            self._driver.leave()
+        if self._http.transport is not None:
+            self._http.transport.abort()
+
+
+def answer_to(raw: bytes, more: dict[str, str] | None = None) -> web.Response:
+    """An `error` event as an answer over HTTP: its status, its words, and when to come again."""
+    event = orjson.loads(raw)
+    status = event.get("status")
+    told = {str(name): str(value) for name, value in (event.get("headers") or {}).items()}
+    if "retry-after" in told:
+        told["retry-after"] = str(max(1, math.ceil(float(told["retry-after"])))) if _plain(told["retry-after"]) else "1"
+    return web.Response(
+        body=orjson.dumps({"error": _error_of(raw)}),
+        status=status if isinstance(status, int) and 400 <= status < 600 else 500,
+        content_type="application/json",
+        headers={
+            **(more or {}),
+            **headers.down(told),
+            **{n: v for n, v in told.items() if n.startswith("retry-after")},
+        },
+    )
+
+
+def refusal(reply: ErrorReply, more: dict[str, str] | None = None) -> web.Response:
+    """An error of ours as an answer over HTTP."""
+    return answer_to(reply.event(), more)
+
+
+def _plain(number: str) -> bool:
+    return number.replace(".", "", 1).isdigit()
+
+
+def _is_error(raw: bytes) -> bool:
+    return raw.startswith((b'{"type":"error"', b'{"error"')) or (raw != DONE and _names_error(raw))
+
+
+def _names_error(raw: bytes) -> bool:
+    return b'"error"' in raw[:64] and wire.event_type(raw) == "error"
+
+
+def _error_of(raw: bytes) -> dict[str, Any]:
+    """The words of an `error` event, in whichever of its shapes it came (protocol.md 6.1)."""
+    event = orjson.loads(raw)
+    inner = event.get("error") if isinstance(event.get("error"), dict) else event
+    return {"message": "", "type": "server_error", "param": None, "code": None} | {
+        name: value for name, value in inner.items() if name not in ("headers", "sequence_number", "status")
+    }
+
+
+def _flat(raw: bytes) -> bytes:
+    """An error in the midst of a stream, in the form that it has over HTTP (protocol.md 6.1)."""
+    error, number = _error_of(raw), orjson.loads(raw).get("sequence_number")
+    return orjson.dumps({**error, "type": "error", "sequence_number": number})
+
+
+def too_many(message: str) -> web.Response:
+    """A limit of the broker itself."""
+    return refusal(errors.overloaded(message))
