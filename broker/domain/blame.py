@@ -101,6 +101,8 @@ def blame(
         case Effect.COOL_ENDPOINT:
             lasting = min(failure.retry_after or OVERLOADED_FOR, OVERLOADED_AT_MOST)
             return report(endpoint_subject(credential), HealthState.COOLING, lasting, soft=True)
+        case Effect.EXCLUDE_MODEL if failure.orderly:
+            return None  # an endpoint that is not offered, beside those that are
         case Effect.EXCLUDE_MODEL if failure.independent:
             # the endpoint does not offer what we need, or not now: no key's doing, and never the whole pool's end
             return report(endpoint_subject(credential), HealthState.COOLING, OVERLOADED_FOR, soft=True)

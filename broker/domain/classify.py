@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from broker.domain.failure import Failure, FailureKind
+from broker.domain.failure import NOT_OFFERED, Failure, FailureKind
 from broker.domain.limits import from_headers
 
 K = FailureKind
@@ -299,7 +299,7 @@ def classify_answer(status: int, headers: Mapping[str, str], body: bytes, *, now
     if document is None and status == 403:
         return replace(classify(replace(refusal, status=503), now=now), status=403)
     if 300 <= status < 400 or (status in (404, 405, 501) and not isinstance((document or {}).get("error"), dict)):
-        return Failure(K.UNSUPPORTED, status=status, code="not_offered")
+        return Failure(K.UNSUPPORTED, status=status, code=NOT_OFFERED, independent=True)
     return replace(classify(refusal, now=now), raw=_as_event(refusal, status))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from broker.domain.failure import Failure, FailureKind
+from broker.domain.failure import NOT_OFFERED, Failure, FailureKind
 from broker.domain.wire import error_event, event_type, with_lane, with_status
 
 
@@ -69,7 +69,7 @@ def not_offered() -> ErrorReply:
     return ErrorReply(
         501,
         "endpoint_not_offered",
-        "No credential of this broker offers this endpoint: it needs one whose 'transports' hold http.",
+        "No credential of this broker offers this endpoint.",
         "invalid_request_error",
     )
 
@@ -156,6 +156,8 @@ _UNSERVED: dict[FailureKind, tuple[int, str, str, str]] = {
 
 def unserved(failure: Failure) -> ErrorReply:
     """A turn of which nothing was shown, and which nobody else can serve: the true cause in our own words."""
+    if failure.code == NOT_OFFERED:
+        return not_offered()
     status, code, type, message = _UNSERVED.get(failure.kind, _UNSERVED[FailureKind.UNSUPPORTED])
     return ErrorReply(
         status,

@@ -13,6 +13,10 @@ from enum import StrEnum, auto
 from broker.domain.limits import Limits
 
 
+NOT_OFFERED = "not_offered"
+"""The code of a failure that is an endpoint's, which is not there at all."""
+
+
 class FailureKind(StrEnum):
     """What kind of failure it is; the evidence decides, not the place that noticed it."""
 

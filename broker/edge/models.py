@@ -11,7 +11,6 @@ from typing import Any
 import aiohttp
 import msgspec
 import orjson
-from multidict import CIMultiDict
 from yarl import URL
 
 from broker.domain.credential import Credential
@@ -188,9 +187,8 @@ class VendorModels:
     async def __call__(self, credential: Credential) -> list[Listed]:
         """The models that the vendor lists for a credential; the caller bounds the time."""
         assert self._client is not None, "the fetch was not started"
-        headers = CIMultiDict(credential.headers)
-        headers.update(await self._headers(credential))
-        headers.update({"Accept": "application/json", "Accept-Encoding": "identity"})
+        asked = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        headers = {**asked, **credential.headers, **await self._headers(credential)}
         url = self._url(credential, "models")
         # a redirect would take the credential elsewhere
         async with self._client.get(url, headers=headers, allow_redirects=False) as answer:

@@ -21,6 +21,7 @@ from broker.domain.transcript import Commit
 from broker.domain.turn import Policy
 from broker.edge.access import Access, Tenant
 from broker.edge.health import HealthBoard
+from broker.edge.models import Models, VendorModels
 from broker.edge.placement import Placement, Placing
 from broker.edge.pulse import Pulse
 from broker.edge.request import ClientRequest
@@ -120,6 +121,8 @@ class Node:
         self.sessions = Sessions(self.store, self.journal, self.owners, self.metrics, shared=self.shared)
         self.identity = Identity()
         self.dialer = Dialer(dial or DialSettings(), self.identity, clock=self.health.now, tap=self.bounds.tap)
+        self._vendor_models = VendorModels(self.identity.headers, self.identity.url)
+        self.models = Models(lambda: self.placement.pool, self._vendor_models, self._may_serve, clock=time.monotonic)
         shortest = min(self.bounds.hold, self.bounds.first_event, self.bounds.silence)
         self.wiring = Wiring(
             self.policy,
@@ -149,6 +152,7 @@ class Node:
         """Be ready to serve. A store that is away does not keep the node from starting; readiness tells."""
         await self.identity.start()
         await self.dialer.start()
+        await self._vendor_models.start()
         self.journal.start()
         await self.health.start()
         self.placement.start()
@@ -179,6 +183,8 @@ class Node:
             await self.hints.stop()
         await self.placement.stop()
         await self.health.stop()
+        await self.models.close()
+        await self._vendor_models.stop()
         await self.dialer.stop()
         await self.identity.stop()
         await self.connection.close()
@@ -249,6 +255,10 @@ class Node:
         except StoreUnavailable:
             return False
         return True
+
+    def _may_serve(self, credential: Credential) -> bool:
+        verdict = self.health.snapshot.verdict(credential, "", self.health.now())
+        return verdict.row is None or verdict.row.state not in (HealthState.REVOKED, HealthState.PAUSED)
 
     def _landed(self, commit: Commit, committed: Committed) -> None:
         self.metrics.commits.inc(committed.status)

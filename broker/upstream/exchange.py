@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 import aiohttp
 
@@ -13,7 +14,7 @@ from broker.domain import sse, warmup, wire
 from broker.domain.classify import classify_answer
 from broker.domain.credential import Credential
 from broker.domain.endpoints import DONE, Endpoint
-from broker.domain.failure import Failure, FailureKind
+from broker.domain.failure import NOT_OFFERED, Failure, FailureKind
 from broker.domain.limits import Limits
 from broker.domain.wire import EventKind
 from broker.upstream.link import NOBODY, Host, Listener
@@ -252,7 +253,9 @@ class _Exchange:
             self._listener.answered(answer.headers)
         if answer.status >= 300:
             body = await _bounded(answer, REFUSAL_BYTES)
-            return classify_answer(answer.status, answer.headers, body, now=link._clock())
+            failure = classify_answer(answer.status, answer.headers, body, now=link._clock())
+            beside = failure.code == NOT_OFFERED and not link.endpoint.conversing
+            return replace(failure, orderly=True) if beside else failure
         if answer.content_type == "text/event-stream":
             return await self._stream(answer)
         whole = await _bounded(answer, link._largest)
