@@ -12,7 +12,6 @@ from enum import StrEnum, auto
 
 from broker.domain.limits import Limits
 
-
 NOT_OFFERED = "not_offered"
 """The code of a failure that is an endpoint's, which is not there at all."""
 

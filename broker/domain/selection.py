@@ -34,12 +34,12 @@ class Strategy(StrEnum):
 class Wish(msgspec.Struct, frozen=True):
     """What a turn asks of a credential.
 
-    `preferred` is the pin (with `pinned` False, who keeps the response that the turn continues): a preference that never
-    outranks health. `boundary`, where given, is the only one that
-    can serve the turn, `only` the only credential, `transport` what its endpoint must speak. `excluded` are the keys of
-    the credentials that this turn has already tried (one with another secret is untried), `avoided` is the name of one
-    that comes behind everybody else who is usable. `session` is what `STABLE_HASH` goes by. `affinity`, where given,
-    takes the place of any strategy: who asks with the same word comes to the same credential among equals.
+    `preferred` is the pin (or, with `pinned` False, who keeps the response that the turn continues): a preference that
+    never outranks health. `boundary`, where given, is the only one that can serve the turn, `only` the only credential,
+    `transport` what its endpoint must speak. `excluded` are the keys of the credentials that this turn has already
+    tried (one with another secret is untried), `avoided` is the name of one that comes behind everybody else who is
+    usable. `session` is what `STABLE_HASH` goes by. `affinity`, where given, takes the place of any strategy: who asks
+    with the same word comes to the same credential among equals.
     """
 
     model: str

@@ -41,10 +41,11 @@ class ClientFrame(msgspec.Struct, frozen=True):
     conversation: msgspec.Raw = msgspec.Raw(b"null")
     store: bool | None = None
     input: msgspec.Raw = msgspec.Raw(b"null")
+    client_metadata: msgspec.Raw = msgspec.Raw(b"null")
     response: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_NULL = msgspec.Raw(b"null")
+NULL = msgspec.Raw(b"null")
 _client_frame = msgspec.json.Decoder(ClientFrame)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -201,7 +202,7 @@ def binds(raw: bytes, frame: ClientFrame | ClientBody) -> str | None:
 
     The bytes are searched first: a frame without one of the words costs no parse.
     """
-    if frame.conversation != _NULL:
+    if frame.conversation != NULL:
         return CONVERSATION
     if not names_any(raw):
         return None

@@ -54,6 +54,7 @@ _PLAIN = frozenset({EventKind.OUTPUT, EventKind.ITEM, EventKind.ANNOUNCEMENT, Ev
 _ENDINGS = frozenset({EventKind.TERMINAL, EventKind.FAILURE})
 _COSTLY = frozenset({c.Open, c.Send})
 _RUNNING = frozenset({State.WAITING, State.SHOWING})
+_OF_EVERY_TURN = frozenset({"response.created", "response.in_progress", "response.queued"})
 _OF_A_RESPONSE = b'{"type":"response.'
 
 QUIET = 15.0
@@ -438,12 +439,14 @@ class TurnDriver:
     def _announced(self, raw: bytes) -> bytes | None:
         """What an announcement says to us; the answer is what the client may see of it."""
         kind, attempt = wire.event_type(raw), self.attempt
-        if attempt is not None and kind == "response.created":
-            attempt.response_id = wire.response_of(raw)[0]
-            if self.request.background:
-                # its client may leave and ask for it later
-                self._wiring.sessions.note_owner(self.turn.session.tenant, attempt.response_id, attempt.credential)
-        elif attempt is not None and kind == "codex.rate_limits":
+        if kind in _OF_EVERY_TURN:
+            if attempt is not None and kind == "response.created":
+                attempt.response_id = wire.response_of(raw)[0]
+                if self.request.background:
+                    # its client may leave and ask for it later
+                    self._wiring.sessions.note_owner(self.turn.session.tenant, attempt.response_id, attempt.credential)
+            return raw
+        if attempt is not None and kind == "codex.rate_limits":
             health = self._wiring.health
             if (limits := from_event(raw, health.now())) is not None:
                 health.note_limits(attempt.credential, limits, attempt.held_against)

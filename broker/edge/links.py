@@ -62,7 +62,7 @@ class Links:
         link = self._current
         if link is None or link.credential is not credential:
             return None
-        if not credential.manners.lanes:
+        if not link.lanes:
             link = self._free(credential, parent)
         if link is None or not link.usable:
             return None

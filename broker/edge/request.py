@@ -52,6 +52,7 @@ class ClientRequest:
         "_over",
         "_presentation",
         "_streamed",
+        "_turn_id",
         "behind_since",
         "endpoint",
         "explicit",
@@ -92,6 +93,7 @@ class ClientRequest:
         self._left = False
         self._head: dict[str, str] = {}
         self._last = b""
+        self._turn_id = ""
         self._outputs = b"[]"
         self._out: list[bytes] = []
         self._gathered = False
@@ -126,6 +128,7 @@ class ClientRequest:
 
     async def serve(self, request: Request) -> web.StreamResponse:
         """The answer to a request, when it is over; everything is let go of then, bounded in time."""
+        self._turn_id = request.turn_id
         self._driver = TurnDriver(self, request, self.session)
         try:
             self._driver.begin(events.Began())
@@ -184,9 +187,11 @@ class ClientRequest:
         return sse.named(kind, raw if kind != "error" else _flat(raw))
 
     def keep_alive(self, lane: str | None) -> None:
-        """Whoever stands in between does not close a stream that is quiet for a while."""
-        if self._outlet is not None:
-            self._write(sse.COMMENT)
+        """Whoever stands in between does not close a stream that is quiet for a while, nor do clients that count events."""
+        if self._outlet is None:
+            return
+        frame = self._presentation.keep_alive if self._presentation is not None else None
+        self._write(sse.COMMENT if frame is None else sse.named(wire.event_type(frame), frame))
 
     # --- to the client, as a stream ---
 
@@ -254,7 +259,8 @@ class ClientRequest:
             await self.wiring.sessions.note_owners(self.tenant.name, made, credential)
 
     def _headers(self) -> dict[str, str]:
-        return {**self._head, "x-session-id": self.session.name} if self.endpoint.conversing else dict(self._head)
+        told = {"x-request-id": self._turn_id, **self._head}
+        return {**told, "x-session-id": self.session.name} if self.endpoint.conversing else told
 
     # --- a host to its links ---
 

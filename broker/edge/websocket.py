@@ -265,7 +265,9 @@ class ClientSocket:
             self.refuse(errors.overloaded(message), lane)
 
     def _create(self, frame: ClientFrame, raw: bytes) -> None:
-        raw, binding = without_turn_state(raw), wire.binds(raw, frame)
+        binding = wire.binds(raw, frame)
+        if frame.client_metadata != wire.NULL:
+            raw = without_turn_state(raw)
         request = Request(
             turn_id=new_turn_id(),
             lane=frame.stream_id,

@@ -63,6 +63,7 @@ class Exchanges:
     )
 
     steers = False
+    lanes = True
 
     def __init__(
         self,

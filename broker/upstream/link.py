@@ -107,16 +107,16 @@ class Link:
     It knows which responses were minted on it and are still there (`holds`), and hands every event to the listener
     of its lane. `limits` is what the vendor said at the door. `retired` means that no further turn may start on it; it
     closes when the last one has left. While it is `held`, nothing is dealt with. `expires` (the loop's clock) is when
-    no further turn may start by its age.
+    no further turn may start by its age, `lanes` whether several turns may run on it.
 
     Where a vendor has no lanes, one turn runs at a time, and its lane is known here alone. With `frames` False, what is
     sent are bodies of HTTP requests, to be put into frames.
     """
 
     __slots__ = (
+        "_as_it_is",
         "_gone",
         "_host",
-        "_lanes",
         "_listeners",
         "_minted",
         "_named",
@@ -134,6 +134,7 @@ class Link:
         "expires",
         "frames",
         "held",
+        "lanes",
         "limits",
         "retired",
     )
@@ -156,7 +157,9 @@ class Link:
         self.limits = limits
         self.frames = frames
         self.expires = float("inf")
-        self._lanes = credential.manners.lanes
+        manners = credential.manners
+        self.lanes = manners.lanes
+        self._as_it_is = frames and manners.lanes and not manners.strict and manners.warmup != "created_only"
         self._only_lane: str | None = None
         self._warming: set[str | None] = set()
         self.retired = self.held = False
@@ -224,7 +227,7 @@ class Link:
 
     def _lane_of(self, lane: str | None) -> str | None:
         """The lane as the vendor knows it."""
-        return lane if self._lanes else None
+        return lane if self.lanes else None
 
     def detach(self, lane: str | None, listener: Listener) -> None:
         """This listener's turn is over; a retired link closes with its last one."""
@@ -239,7 +242,7 @@ class Link:
         """Send one frame up. Raises `LinkClosed` if it was not sent; one that is lost on its way is told by `lost`."""
         if self._gone or self._transport.is_closing() or self._socket.closed:
             raise LinkClosed
-        write_masked(self._transport, self._in_manner(frame, lane))
+        write_masked(self._transport, frame if self._as_it_is else self._in_manner(frame, lane))
 
     def _in_manner(self, frame: bytes, lane: str | None) -> bytes:
         """The frame as this vendor takes it."""
@@ -248,7 +251,7 @@ class Link:
             frame = wire.as_frame(frame)
         elif manners.strict:
             frame = wire.without(frame, *wire.HTTP_ONLY)
-        if not self._lanes and lane is not None:
+        if not self.lanes and lane is not None:
             frame = wire.without(frame, "stream_id")
         if manners.warmup == "created_only" and wire.warms_up(frame):
             self._warming.add(self._lane_of(lane))
@@ -391,9 +394,9 @@ class Link:
         try:
             kind = wire.event_kind(raw)
             # a vendor names a lane only where the client has named one, so most sockets never look
-            lane = wire.event_lane(raw) if self._named and self._lanes else None
+            lane = wire.event_lane(raw) if self._named and self.lanes else None
             owner = self._listeners.get(lane)
-            if self._only_lane is not None and not self._lanes:
+            if self._only_lane is not None and not self.lanes:
                 raw = wire.with_lane(raw, self._only_lane)
             if kind is wire.EventKind.FAILURE:
                 self._deal_failure(raw, lane, owner)
