@@ -23,12 +23,14 @@ class Presentation(msgspec.Struct, frozen=True):
 
     `vendor_events`: also events that are none of the Responses API. `metadata`: also `response.metadata`.
     `keep_alive`: the frame that keeps its patience on a WebSocket while a turn is silent; None if pings do. A stream
-    over HTTP is kept open by a comment, which every client leaves out.
+    over HTTP is kept open by a comment, which every client leaves out. `resends`: over HTTP it sends its whole context
+    with every request and continues none, so a transcript would hold everything many times, for nothing.
     """
 
     vendor_events: bool = False
     metadata: bool = False
     keep_alive: bytes | None = None
+    resends: bool = False
 
     def shows(self, event_type: str) -> bool:
         """Whether this client may see events of a type."""
@@ -47,8 +49,10 @@ HIDDEN = frozenset({"codex.rate_limits"})
 
 PRESENTATION: Mapping[ClientKind, Presentation] = {
     # it waits for messages, not for pings, and leaves out what it does not know (protocol.md 9.1.12)
-    ClientKind.CODEX: Presentation(vendor_events=True, metadata=True, keep_alive=b'{"type":"codex.keepalive"}'),
-    ClientKind.OPENCODE: Presentation(),
+    ClientKind.CODEX: Presentation(
+        vendor_events=True, metadata=True, keep_alive=b'{"type":"codex.keepalive"}', resends=True
+    ),
+    ClientKind.OPENCODE: Presentation(resends=True),
     ClientKind.SDK: Presentation(),
     # a suite that checks every event fails at one it has never heard of (protocol.md 10.5)
     ClientKind.PLAIN: Presentation(),

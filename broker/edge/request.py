@@ -16,7 +16,7 @@ from broker.domain import errors, events, headers, sse, wire
 from broker.domain.endpoints import COMPACT, CONVERSATIONS, DONE, Endpoint
 from broker.domain.errors import ErrorReply
 from broker.domain.memory import SocketMemory
-from broker.domain.presentation import PRESENTATION, Presentation, kind_of
+from broker.domain.presentation import Presentation
 from broker.domain.session import Session
 from broker.domain.turn import Request
 from broker.edge.access import Tenant
@@ -71,6 +71,7 @@ class ClientRequest:
         session: Session,
         endpoint: Endpoint,
         *,
+        presentation: Presentation | None,
         explicit: bool,
         streamed: bool,
     ) -> None:
@@ -86,7 +87,7 @@ class ClientRequest:
         self.links = Links(wiring.dialer, up, self, chance=chance, endpoint=endpoint, frames=False)
         self._http = http
         self._streamed = streamed
-        self._presentation = PRESENTATION[kind_of(http.headers)] if endpoint.conversing else None
+        self._presentation = presentation
         self._driver: TurnDriver | None = None
         self._news = asyncio.Event()
         self._over = asyncio.Event()
@@ -187,7 +188,7 @@ class ClientRequest:
         return sse.named(kind, raw if kind != "error" else _flat(raw))
 
     def keep_alive(self, lane: str | None) -> None:
-        """Whoever stands in between does not close a stream that is quiet for a while, nor do clients that count events."""
+        """Neither who stands in between closes a stream that is quiet for a while, nor a client that counts events."""
         if self._outlet is None:
             return
         frame = self._presentation.keep_alive if self._presentation is not None else None

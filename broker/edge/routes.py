@@ -16,6 +16,7 @@ from aiohttp import web
 from broker.domain import errors, wire
 from broker.domain.endpoints import PASSED_ON, RESPONSES, Endpoint
 from broker.domain.errors import ErrorReply
+from broker.domain.presentation import PRESENTATION, kind_of
 from broker.domain.session import Session
 from broker.domain.turn import Request
 from broker.edge.access import Tenant
@@ -207,10 +208,20 @@ async def _request(endpoint: Endpoint, http: web.Request) -> web.StreamResponse:
     if endpoint.conversing:
         wire.check_fields(raw)
     session = await _session_of(http, admitted)
+    presentation = PRESENTATION[kind_of(http.headers)] if endpoint.conversing else None
     named = admitted.name is not None
-    request = _turn_of(endpoint, body, raw, session, named=named)
-    streamed = endpoint.streams and body.stream is True
-    client = ClientRequest(node.wiring, http, admitted.tenant, session, endpoint, explicit=named, streamed=streamed)
+    client = ClientRequest(
+        node.wiring,
+        http,
+        admitted.tenant,
+        session,
+        endpoint,
+        presentation=presentation,
+        explicit=named,
+        streamed=endpoint.streams and body.stream is True,
+    )
+    continuable = named and presentation is not None and not presentation.resends
+    request = _turn_of(endpoint, body, raw, continuable=continuable)
     node.enter(client)
     try:
         return await client.serve(request)
@@ -228,15 +239,17 @@ async def body_of(http: web.Request) -> bytes:
         raise Away("too_large", _too_large(node.bounds.max_frame)) from None
 
 
-def _turn_of(endpoint: Endpoint, body: wire.ClientBody, raw: bytes, session: Session, *, named: bool) -> Request:
-    """The request as a turn.
+def _turn_of(endpoint: Endpoint, body: wire.ClientBody, raw: bytes, *, continuable: bool) -> Request:
+    """The request as a turn. `continuable`: what is not stored can be continued in its session all the same.
 
-    What the vendor would forget at once (`store` false, over HTTP, in a session without a name) is not recorded either.
+    What nobody could continue is not recorded: what the vendor forgets at once (`store` false, over HTTP), in a session
+    that has no name, or of a client that sends its whole context each time.
     """
     binding = wire.binds(raw, body)
     background = endpoint.conversing and body.background is True
     asks_for_stream = body.stream is True or background or not endpoint.conversing
     continues = body.previous_response_id is not None
+    recorded = endpoint.conversing and (continuable or continues or body.store is not False)
     return Request(
         turn_id=new_turn_id(),
         lane=None,
@@ -248,10 +261,10 @@ def _turn_of(endpoint: Endpoint, body: wire.ClientBody, raw: bytes, session: Ses
         binding=binding,
         needs=wire.owned(body, binding) if binding is not None else (),
         transport="http" if background or not endpoint.conversing else "",
-        affinity="" if named or continues else body.prompt_cache_key or "",
+        affinity=body.prompt_cache_key or "",
         streamed=endpoint.conversing or body.stream is True,
         background=background,
-        recorded=endpoint.conversing and (named or continues or body.store is not False),
+        recorded=recorded,
     )
 
 
