@@ -149,7 +149,7 @@ class ClientRequest:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.wiring.bounds.leave):
                     await self._over.wait()
-        await self.links.close()
+        self.wiring.dialer.see_off(self.links.close())
         self._driver = self._outlet = None  # what is gone shall not go round in circles
 
     def ended(self, driver: TurnDriver) -> None:

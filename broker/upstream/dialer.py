@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -122,6 +122,7 @@ class Dialer:
         self._client: aiohttp.ClientSession | None = None
         self._requests: aiohttp.ClientSession | None = None
         self._without_websocket: dict[str, float] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self.open_links = 0
         self.ordinary = 0
 
@@ -143,6 +144,8 @@ class Dialer:
 
     async def stop(self) -> None:
         """Close the connectors; links are closed by those who opened them."""
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=5.0)
         for client in (self._client, self._requests):
             if client is not None:
                 await client.close()
@@ -173,6 +176,12 @@ class Dialer:
             self._without_websocket[credential.base_url] = self._clock() + LOOK_AGAIN
             log.info("endpoint has no WebSocket", extra={"credential": credential.name})
         return self._exchanges(credential, headers, host, endpoint, frames=frames)
+
+    def see_off(self, closing: Coroutine[object, object, None]) -> None:
+        """Let links close, each bounded in time, while nobody waits for it."""
+        task = asyncio.create_task(closing, name="links-close")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     def _has_no_websocket(self, credential: Credential) -> bool:
         return self._without_websocket.get(credential.base_url, 0.0) > self._clock()

@@ -283,11 +283,11 @@ class Link:
     # --- what comes back ---
 
     def open(self, listener: Listener) -> None:
-        """Plain output may pass to the client, if the turn of `listener` is alone here.
+        """Plain output may pass to the client, if that takes frames and the turn of `listener` is alone here.
 
         Where lanes have names, every frame must be asked for its own: one that was abandoned may still speak.
         """
-        if self._passage is None or self._named or len(self._listeners) != 1:
+        if self._passage is None or self._named or not self.frames or len(self._listeners) != 1:
             return
         host = self._host
         self._opened = (host.direct, host.write, listener.note_item)
