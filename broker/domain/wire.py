@@ -109,6 +109,9 @@ def _read(decoder: msgspec.json.Decoder[F], raw: bytes, what: str) -> F:
         frame = decoder.decode(raw)
         if frame.model is not None and len(frame.model) > MAX_MODEL:
             raise BadFrame("invalid_value", f"'model' is longer than {MAX_MODEL} characters.", "model")
+        if frame.previous_response_id is not None and frame.conversation != NULL:
+            message = "Mutually exclusive parameters: 'previous_response_id' and 'conversation'. Give one of them."
+            raise BadFrame("mutually_exclusive_parameters", message)
         return frame
     except msgspec.ValidationError as error:
         found = re.search(r"`\$\.?([\w.\[\]]*)`", str(error))
@@ -155,9 +158,14 @@ def rewrite(raw: bytes, *, input: bytes | None = None, drop_previous: bool = Fal
 
 
 def as_frame(body: bytes) -> bytes:
-    """A body of POST /v1/responses as a WebSocket's create, without what exists over HTTP only."""
+    """A body of POST /v1/responses as a WebSocket's create, without what exists over HTTP only.
+
+    What would make another event of it, or put it on a lane, does not come from a body, however it is spelled there.
+    """
     held = fields(body)
-    return join({"type": b'"response.create"', **{name: held[name] for name in held if name not in HTTP_ONLY}})
+    for name in ("type", *_WEBSOCKET_ONLY, *HTTP_ONLY):
+        held.pop(name, None)
+    return join({"type": b'"response.create"', **held})
 
 
 def as_body(frame: bytes) -> tuple[bytes, bool]:
@@ -223,7 +231,9 @@ def owned(frame: ClientFrame | ClientBody, binding: str | None) -> tuple[str, ..
         return (name,) if isinstance(name, str) and name else ()
     if binding == COMPACTION:
         items = _loads(bytes(frame.input))
-        compactions = [item for item in items if isinstance(item, dict) and _binding_here(item) == COMPACTION]
+        # it may have stood among the tools, beside an input that is no list
+        listed = items if isinstance(items, list) else []
+        compactions = [item for item in listed if isinstance(item, dict) and _binding_here(item) == COMPACTION]
         ciphers = [item["encrypted_content"] for item in compactions]
         return tuple(compaction_name(cipher) for cipher in ciphers if isinstance(cipher, str))
     return ()
@@ -400,10 +410,30 @@ def response_of(raw: bytes) -> tuple[str, bytes]:
     return response.id or "", bytes(response.output)
 
 
+_PREVIOUS = (b'"previous_response_id":null', b'"previous_response_id": null')
+
+
+def continuing(raw: bytes, response_id: str) -> bytes:
+    """An event of a turn that was sent with its whole context, as one that continues what its client has named.
+
+    Within a string the quotes would be escaped, so that nothing but the field itself is found.
+    """
+    for absent in _PREVIOUS:
+        if absent in raw:
+            return raw.replace(absent, b'"previous_response_id":' + orjson.dumps(response_id), 1)
+    return raw
+
+
 def whole_response(raw: bytes, outputs: bytes) -> bytes:
-    """The response in a terminal event, with its output where the vendor has left that out (protocol.md 3.10)."""
-    response = bytes(fields(raw)["response"])
-    if outputs == b"[]" or response_of(raw)[1] not in (b"null", b"[]"):
+    """The response in a terminal event, with its output where the vendor has left that out (protocol.md 3.10).
+
+    Raises `Garbage` where there is none.
+    """
+    output = response_of(raw)[1]
+    response = bytes(fields(raw).get("response", b"null"))
+    if response == b"null":
+        raise Garbage("not a response event")
+    if outputs == b"[]" or output not in (b"null", b"[]"):
         return response
     return join({**fields(response), "output": outputs})
 

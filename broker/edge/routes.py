@@ -151,7 +151,8 @@ async def _socket(request: web.Request) -> web.StreamResponse:
     node = request.app[NODE]
     admitted = admit(request)
     if request.headers.get("Upgrade", "").lower() != "websocket":
-        raise Away("not_websocket", _NO_WEBSOCKET)
+        node.metrics.handshakes.inc("not_websocket")
+        return refusal(_NO_WEBSOCKET, {"Allow": "GET, POST"})
     try:
         session = await _session_of(request, admitted)
     except StoreUnavailable as error:
@@ -237,6 +238,8 @@ async def body_of(http: web.Request) -> bytes:
             return await http.read()
     except web.HTTPRequestEntityTooLarge:
         raise Away("too_large", _too_large(node.bounds.max_frame)) from None
+    except web.RequestPayloadError:
+        raise Away("unreadable", _UNREADABLE) from None
 
 
 def _turn_of(endpoint: Endpoint, body: wire.ClientBody, raw: bytes, *, continuable: bool) -> Request:
@@ -336,6 +339,9 @@ _NOT_KEPT = ErrorReply(
 )
 _NODE_BUSY = ErrorReply(
     503, "node_busy", "This node takes no more connections; connect again.", "server_error", retry_after=2.0
+)
+_UNREADABLE = errors.bad_request(
+    "invalid_encoding", "The body is not what its Content-Encoding says; send it as it is."
 )
 _SLOW = ErrorReply(
     408, "request_timeout", "The request did not arrive in time; send it again.", "invalid_request_error"

@@ -329,7 +329,10 @@ class ClientSocket:
         running = next((d for d in self.lanes.all_running() if d.response_id and d.response_id == target), None)
         link = running.link if running is not None else None
         if running is None or link is None:
-            self._answer(_steer_failed(frame, "response_not_found", "No response with this id is active."))
+            if self.memory.recall(target) is not None:
+                self._answer(_steer_failed(frame, "response_already_completed", "This response has ended."))
+            else:
+                self._answer(_steer_failed(frame, "response_not_found", "No response with this id is active."))
             return
         if not link.steers:
             self._answer(_steer_failed(frame, "steering_not_supported", "This response comes over HTTP."))

@@ -1,7 +1,7 @@
 """The cases of the Open Responses compliance suite (protocol.md 10.3, 10.4), each as a conversation with a target.
 
-The simulated vendor calls a tool when the last message asks for it by a mark, and its answers begin with a digest of the
-context that it has: where the suite only wants an answer, these also want the answer to that conversation.
+The simulated vendor calls a tool when the last message asks for it by a mark, and its answers begin with a digest of
+the context that it has: where the suite only wants an answer, these also want the answer to that conversation.
 """
 
 from __future__ import annotations
@@ -171,7 +171,6 @@ async def websocket_continuation(target: Target) -> None:
     async with target.socket() as socket:
         first = await socket.completed([user("Remember the word blue.")])
         second = await socket.completed([user("Which word?")], previous_response_id=first["id"])
-    assert second["previous_response_id"] == first["id"]
     answers(second, [user("Remember the word blue."), *first["output"], user("Which word?")])
 
 
@@ -233,18 +232,42 @@ async def response_output_phase_schema(target: Target) -> None:
             assert fits, phase
 
 
-def response_with(output: list[Item], **changes: Any) -> bytes:
+def response_with(output: list[Item]) -> bytes:
     """A response as the specification wants it."""
     fields: Item = {
-        **{"id": "resp_1", "object": "response", "created_at": 1, "completed_at": 2, "status": "completed"},
-        **{"incomplete_details": None, "model": "sim-1", "previous_response_id": None, "instructions": None},
-        **{"output": output, "error": None, "tools": [], "tool_choice": "auto", "truncation": "disabled"},
-        **{"parallel_tool_calls": True, "text": {"format": {"type": "text"}}, "top_p": 1, "presence_penalty": 0},
-        **{"frequency_penalty": 0, "top_logprobs": 0, "temperature": 1, "reasoning": None, "usage": None},
-        **{"max_output_tokens": None, "max_tool_calls": None, "store": True, "background": False},
-        **{"service_tier": "default", "metadata": {}, "safety_identifier": None, "prompt_cache_key": None},
+        "id": "resp_1",
+        "object": "response",
+        "created_at": 1,
+        "completed_at": 2,
+        "status": "completed",
+        "incomplete_details": None,
+        "model": "sim-1",
+        "previous_response_id": None,
+        "instructions": None,
+        "output": output,
+        "error": None,
+        "tools": [],
+        "tool_choice": "auto",
+        "truncation": "disabled",
+        "parallel_tool_calls": True,
+        "text": {"format": {"type": "text"}},
+        "top_p": 1,
+        "presence_penalty": 0,
+        "frequency_penalty": 0,
+        "top_logprobs": 0,
+        "temperature": 1,
+        "reasoning": None,
+        "usage": None,
+        "max_output_tokens": None,
+        "max_tool_calls": None,
+        "store": True,
+        "background": False,
+        "service_tier": "default",
+        "metadata": {},
+        "safety_identifier": None,
+        "prompt_cache_key": None,
     }
-    return orjson.dumps(fields | changes)
+    return orjson.dumps(fields)
 
 
 def _named(*cases: Case) -> dict[str, Case]:

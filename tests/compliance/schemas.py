@@ -13,6 +13,7 @@ import orjson
 from msgspec import UNSET, Struct, UnsetType
 
 Status = Literal["in_progress", "completed", "incomplete"]
+Transport = Literal["websocket", "http"]
 
 
 class Mismatch(AssertionError):
@@ -394,7 +395,7 @@ class WebSocketErrorPayload(Struct):
     code: str
     message: str
     type: str | UnsetType = UNSET
-    param: str | None | UnsetType = UNSET
+    param: str | UnsetType | None = UNSET
 
 
 class WebSocketError(Struct, tag_field="type", tag="error"):
@@ -466,7 +467,7 @@ class SteerFailed(Struct, tag_field="type", tag="response.steer.failed"):
 
 STEERING = (SteerAccepted, SteerPending, SteerFailed)
 
-_OTHER_ERRORS = {"websocket": WebSocketError, "http": FlatError}
+_OTHER_ERRORS: dict[Transport, type[Struct]] = {"websocket": WebSocketError, "http": FlatError}
 
 
 def _decoders(*kinds: type[Struct]) -> dict[str, msgspec.json.Decoder[Any]]:
@@ -477,7 +478,9 @@ _events = _decoders(*EVENTS)
 _steering = _decoders(*STEERING)
 
 
-def checked_event(raw: bytes | str, transport: Literal["websocket", "http"], *, steering: bool = False) -> dict[str, Any]:
+def checked_event(
+    raw: bytes | str, transport: Literal["websocket", "http"], *, steering: bool = False
+) -> dict[str, Any]:
     """An event that the specification knows, in a shape that it allows; raises `Mismatch`."""
     event = _object(raw)
     kind = event.get("type")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -139,7 +140,7 @@ def in_order(events: list[Event]) -> list[Event]:
     if events[0]["type"] not in ("response.created", "response.queued"):
         raise Mismatch(f"a turn begins with {events[0]['type']}")
     numbers = [event["sequence_number"] for event in events if "sequence_number" in event]
-    if numbers[0] != 0 or any(a >= b for a, b in zip(numbers, numbers[1:], strict=False)):
+    if numbers[0] != 0 or any(a >= b for a, b in pairwise(numbers)):
         raise Mismatch(f"the events of one response are numbered {numbers}")
     if len({event["response"]["id"] for event in events if "response" in event}) > 1:
         raise Mismatch("a response changes its id")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from tests.compliance.cases import BOTH, HTTP, WEBSOCKET, Case, tool_calling_with_defaults
-from tests.compliance.conftest import VENDOR_KEY
+from tests.compliance.stage import VENDOR_KEY
 from tests.compliance.target import Target
 from tests.scenarios.house import House
 
@@ -47,9 +47,10 @@ async def test_passes_all_cases_at_once(over_http: Target) -> None:
     await all_at_once(over_http, {**HTTP, **WEBSOCKET, **BOTH})
 
 
-async def test_shows_a_strict_client_no_event_of_the_vendors_own(house: House, broker: Target) -> None:
+@pytest.mark.parametrize("target", ["broker", "broker_over_http"], indirect=True)
+async def test_shows_a_strict_client_no_event_of_the_vendors_own(house: House, over_http: Target) -> None:
     house.sim.tell_limits("*", 50)
-    await all_at_once(broker, WEBSOCKET)
-    async with Target(house.sim.base_url, VENDOR_KEY, broker.http).socket() as socket:
+    await all_at_once(over_http, {**HTTP, **WEBSOCKET, **BOTH})
+    async with Target(house.sim.base_url, VENDOR_KEY, over_http.http).socket() as socket:
         with pytest.raises(AssertionError, match=r"codex\.rate_limits"):
             await socket.turn("the vendor itself does show one")
