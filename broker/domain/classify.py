@@ -117,6 +117,7 @@ _TEXTS: tuple[tuple[re.Pattern[str], FailureKind, bool], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), kind, names_key)
     for pattern, kind, names_key in (
         (r"model is at capacity", K.OVERLOADED, False),
+        (r"usage limit has been reached|exceeded your current quota|credit balance is", K.QUOTA_EXHAUSTED, False),
         (r"organization has been disabled|workspace has been deactivated", K.AUTH_REJECTED, True),
         (r"incorrect api key|session has ended|log in again", K.AUTH_REJECTED, True),
         (r"identity verification is required|organization must be verified", K.UNSUPPORTED, False),
@@ -177,6 +178,10 @@ class Refusal:
     headers: Mapping[str, str]
 
 
+MAX_MESSAGE = 2048
+"""Characters of a message that are searched: a vendor may repeat in it whatever the request said."""
+
+
 def read_refusal(document: object, status: int = 0, headers: Mapping[str, str] | None = None) -> Refusal:
     """The refusal in a parsed body or event: nested, flat, wrapped in `body` or `response`, or a bare `detail`."""
     outer = document if isinstance(document, dict) else {}
@@ -190,7 +195,7 @@ def read_refusal(document: object, status: int = 0, headers: Mapping[str, str] |
         status=wanted if isinstance(wanted, int) and not isinstance(wanted, bool) else status,
         code=_word(inner.get("code")),
         type=_word(inner.get("type", inner.get("error_type"))),
-        message=inner["message"] if isinstance(inner.get("message"), str) else "",
+        message=inner["message"][:MAX_MESSAGE] if isinstance(inner.get("message"), str) else "",
         fields=inner,
         headers=found,
     )
@@ -318,7 +323,11 @@ _TOLD_ON = ("retry-after", "retry-after-ms", "x-request-id", "x-should-retry")
 def _as_event(refusal: Refusal, status: int) -> bytes:
     told = {name: refusal.headers[name] for name in _TOLD_ON if name in refusal.headers}
     event = {"type": "error", "status": status, "error": _WORDS | dict(refusal.fields)}
-    return orjson.dumps(event | ({"headers": told} if told else {}))
+    try:
+        return orjson.dumps(event | ({"headers": told} if told else {}))
+    except TypeError:
+        # nested more deeply than can be written, or a header whose bytes are no text
+        return orjson.dumps(event | {"error": _WORDS | {"code": refusal.code or None}})
 
 
 def classify_close(code: int | None, reason: str = "") -> Failure:
@@ -349,11 +358,11 @@ def _times(refusal: Refusal, now: float) -> tuple[float | None, float | None]:
     if (span := _retry_after(headers.get("retry-after"), now)) is not None:
         return None, span
     resets = [_go_duration(headers.get(f"x-ratelimit-reset-{what}", "")) for what in ("requests", "tokens")]
-    if known := [span for span in resets if span]:
+    if known := [span for span in resets if span and _number(span) is not None]:
         return None, max(known)
     if found := _TRY_AGAIN.search(refusal.message):
         spans = _SPAN.findall(found.group(1).lower())
-        return None, sum(float(number) * _UNITS["ms" if unit == "milli" else unit] for number, unit in spans)
+        return None, _number(sum(float(number) * _UNITS["ms" if unit == "milli" else unit] for number, unit in spans))
     return None, None
 
 
@@ -371,11 +380,15 @@ def _retry_after(value: str | None, now: float) -> float | None:
     if value is None or (number := _number(value)) is not None:
         return None if value is None else number
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
-    except (ValueError, TypeError):
+        return _number(max(0.0, parsedate_to_datetime(value).timestamp() - now))
+    except (ValueError, TypeError, OverflowError, IndexError):
         return None
 
 
 def _go_duration(text: str) -> float:
     """Seconds of a duration in Go's manner (`6m0s`, `12ms`); 0 where it is none."""
-    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
+    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text[:MAX_DURATION]))
+
+
+MAX_DURATION = 64
+"""Characters of a duration that are read: digits without a unit would be searched again from each of them."""

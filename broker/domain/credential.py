@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from broker.domain.vendors import Vendor
+from broker.domain.vendors import BEARER, VENDORS, Vendor
 
 
 class Secret:
@@ -43,6 +43,28 @@ class Secret:
         raise TypeError("a secret is not serialised")
 
 
+_UNKNOWN = VENDORS["custom"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entra:
+    """An application in a directory of Entra ID: `authority` exchanges its secret for tokens that open `scope`."""
+
+    tenant: str
+    client_id: str
+    scope: str
+    authority: str
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What a secret was exchanged for: it lives `left` seconds from when it was got, of `life` it was made for."""
+
+    value: Secret
+    life: float
+    left: float
+
+
 @dataclass(frozen=True, slots=True)
 class Credential:
     """One upstream identity the operator owns.
@@ -51,8 +73,9 @@ class Credential:
     a lower `priority` is used first, `max_in_flight` 0 means no cap, `max_age` is in seconds. `limit_group` names
     what shares its quota, `boundary` what can read its encrypted reasoning and stored responses. `generation` changes
     with the secret: what was learnt about a key says nothing about the one that replaced it. `transports` is what the
-    endpoint speaks (websocket, http), the preferred one first. `probe_kind` and `probe_model` say how it is probed;
-    what they leave open is decided there.
+    endpoint speaks (websocket, http), the preferred one first. `auth` is how it shows who it is (bearer, api_key,
+    entra), with `entra` for the latter; `organization` and `project` are named to the vendor where not empty.
+    `probe_kind` and `probe_model` say how it is probed; what they leave open is decided there.
     """
 
     name: str
@@ -69,14 +92,22 @@ class Credential:
     max_age: float = 3300.0
     max_in_flight: int = 0
     transports: tuple[str, ...] = ("websocket",)
+    auth: str = BEARER
+    entra: Entra | None = None
+    organization: str = ""
+    project: str = ""
     probe_kind: str = "auto"
     probe_model: str = ""
     generation: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         """Name the generation: 32 bits of a digest, enough to tell keys apart and too little to find one."""
-        told = hashlib.sha256(f"generation\0{self.name}\0{self.secret.reveal()}".encode()).hexdigest()[:8]
-        object.__setattr__(self, "generation", told)
+        shown = f"generation\0{self.name}\0{self.secret.reveal()}"
+        if self.auth != BEARER or self.entra is not None:
+            # the same secret shown in another way, or by another application, is another key
+            entra = self.entra
+            shown += f"\0{self.auth}" + (f"\0{entra.tenant}\0{entra.client_id}\0{entra.scope}" if entra else "")
+        object.__setattr__(self, "generation", hashlib.sha256(shown.encode()).hexdigest()[:8])
 
     @property
     def key(self) -> str:
@@ -86,7 +117,7 @@ class Credential:
     @property
     def manners(self) -> Vendor:
         """How its vendor behaves."""
-        return Vendor()
+        return VENDORS.get(self.vendor, _UNKNOWN)
 
     def serves(self, model: str) -> bool:
         """Whether this credential may be asked for `model` (an unnamed model is the vendor's to refuse)."""

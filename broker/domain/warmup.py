@@ -61,11 +61,16 @@ def answer(fields: Mapping[str, msgspec.Raw], response_id: str, now: float) -> t
         "object": b'"response"',
         "created_at": b"%d" % int(now),
         **{name: orjson.dumps(value) for name, value in rest.items()},
-        **{name: bytes(fields.get(name, orjson.dumps(value))) for name, value in _ECHOED.items()},
+        **{name: _said(fields.get(name, wire.NULL), value) for name, value in _ECHOED.items()},
     }
     running = {**parts, "status": b'"in_progress"', "completed_at": b"null", "usage": b"null"}
     ended = {**parts, "status": b'"completed"', "completed_at": b"%d" % int(now), "usage": orjson.dumps(_USAGE)}
     return _event("response.created", 0, running), _event("response.completed", 1, ended)
+
+
+def _said(raw: msgspec.Raw, otherwise: object) -> bytes:
+    # null is as good as absence: a response says what holds then
+    return orjson.dumps(otherwise) if raw == wire.NULL else bytes(raw)
 
 
 def _event(kind: str, sequence: int, response: Mapping[str, bytes]) -> bytes:
@@ -74,8 +79,8 @@ def _event(kind: str, sequence: int, response: Mapping[str, bytes]) -> bytes:
 
 
 def completed_from(created: bytes) -> bytes:
-    """The end of a warm-up of which the vendor only tells the beginning (protocol.md 2.2)."""
-    event = wire.fields(created)
-    response = wire.fields(bytes(event["response"]))
+    """The end of a warm-up of which the vendor only tells the beginning (protocol.md 2.2). Raises `Garbage`."""
+    event = wire.event_fields(created)
+    response = wire.event_fields(bytes(event.get("response", wire.NULL)))
     ended = {**response, "status": b'"completed"', "output": b"[]"}
     return wire.join({**event, "type": b'"response.completed"', "sequence_number": b"1", "response": wire.join(ended)})

@@ -392,6 +392,14 @@ def event_lane(raw: bytes) -> str | None:
         return None
 
 
+def event_fields(raw: bytes) -> dict[str, msgspec.Raw]:
+    """The top-level fields of an event, or of an object in one, as raw slices in their order (raises `Garbage`)."""
+    try:
+        return fields(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise Garbage("not a JSON object") from None
+
+
 def done_item(raw: bytes) -> tuple[int, bytes]:
     """Index and bytes of the item in a `response.output_item.done` (raises `Garbage`)."""
     try:
@@ -430,12 +438,12 @@ def whole_response(raw: bytes, outputs: bytes) -> bytes:
     Raises `Garbage` where there is none.
     """
     output = response_of(raw)[1]
-    response = bytes(fields(raw).get("response", b"null"))
-    if response == b"null":
+    response = event_fields(raw).get("response", NULL)
+    if response == NULL:
         raise Garbage("not a response event")
     if outputs == b"[]" or output not in (b"null", b"[]"):
-        return response
-    return join({**fields(response), "output": outputs})
+        return bytes(response)
+    return join({**event_fields(bytes(response)), "output": outputs})
 
 
 def made(body: bytes) -> tuple[str, ...]:
@@ -479,8 +487,14 @@ def error_event(
 
 
 def with_status(raw: bytes, status: int) -> bytes:
-    """An upstream `error` event with a numeric `status`; one that has it comes back as the very bytes."""
-    parts: dict[str, bytes | msgspec.Raw] = dict(fields(raw))
+    """An upstream `error` event with a numeric `status`; one that has it comes back as the very bytes.
+
+    So does one that can be read and yet not be cut, for it is nested too deeply.
+    """
+    try:
+        parts: dict[str, bytes | msgspec.Raw] = dict(event_fields(raw))
+    except Garbage:
+        return raw
     if bytes(parts.get("status", b"null")).isdigit() and "status_code" not in parts:
         return raw
     parts.pop("status_code", None)
@@ -489,7 +503,10 @@ def with_status(raw: bytes, status: int) -> bytes:
 
 
 def with_lane(raw: bytes, stream_id: str) -> bytes:
-    """An upstream event with the lane it belongs to; one that names it comes back as the very bytes."""
+    """An upstream event with the lane it belongs to; one that names it comes back as the very bytes.
+
+    Raises `Garbage`.
+    """
     if event_lane(raw) is not None:
         return raw
-    return join({**fields(raw), "stream_id": orjson.dumps(stream_id)})
+    return join({**event_fields(raw), "stream_id": orjson.dumps(stream_id)})

@@ -765,6 +765,8 @@ class TurnDriver:
         metrics, outcome = self._wiring.metrics, command.outcome
         metrics.turns.inc(outcome.value)
         metrics.turn_seconds.observe(self._loop.time() - self._began)
+        if self.turn.session.avoided is not None:
+            self._wiring.sessions.interrupted(self.turn.session)
         if outcome is c.Outcome.REQUEST_FAULT and self.turn.parent is not None:
             self.client.memory.evict(self.turn.parent, self.request.lane)
         # that a turn went well is counted, and not worth a line

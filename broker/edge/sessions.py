@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from weakref import WeakValueDictionary
 
@@ -19,6 +20,9 @@ from broker.store.owners import Owner, OwnerStore
 from broker.store.sessions import SessionStore
 
 log = logging.getLogger(__name__)
+
+REMEMBERED = 1024
+"""Sessions whose last turn broke off that are kept in memory although nobody is connected."""
 
 MINTED = "sess_"
 """What the name of a session begins with that the broker named itself."""
@@ -52,6 +56,7 @@ class Sessions:
         self._journal = journal
         self._metrics = metrics
         self._known: WeakValueDictionary[str, Session] = WeakValueDictionary()
+        self._interrupted: OrderedDict[str, Session] = OrderedDict()
 
     def mint(self, tenant: str) -> Session:
         """A session with a name of its own; the store hears of it with its first turn."""
@@ -63,6 +68,15 @@ class Sessions:
         sid = derive_sid(tenant, name)
         self._metrics.round_trips.inc("load")
         return self._keep(await self._store.load(sid) or Session(sid, name, tenant))
+
+    def interrupted(self, session: Session) -> None:
+        """The client will come again with the turn that broke off, perhaps with another request: what its session
+        knows of whom to avoid shall be there then."""
+        self._interrupted[session.sid] = session
+        while len(self._interrupted) > REMEMBERED or next(iter(self._interrupted.values())).avoided is None:
+            self._interrupted.popitem(last=False)
+            if not self._interrupted:
+                break
 
     def _keep(self, session: Session) -> Session:
         """The node's copy of a session. The one in memory may be behind the store, so what was loaded is newer."""

@@ -3,16 +3,22 @@
 from broker.simulator.client import SessionClient, TurnResult
 from broker.simulator.context import context_digest
 from broker.simulator.control import serve
-from broker.simulator.credentials import SimCredential, SimOptions, parse_credentials
+from broker.simulator.credentials import Application, SimCredential, SimOptions, parse_credentials
 from broker.simulator.faults import Fault, FaultBoard, presets
+from broker.simulator.manners import MANNERS, Manner, manner_of
 from broker.simulator.record import Handshake, TurnRecord
+from broker.simulator.script import Script
 from broker.simulator.telemetry import Telemetry
 from broker.simulator.upstream import Simulator
 
 __all__ = [
+    "MANNERS",
+    "Application",
     "Fault",
     "FaultBoard",
     "Handshake",
+    "Manner",
+    "Script",
     "SessionClient",
     "SimCredential",
     "SimOptions",
@@ -21,6 +27,7 @@ __all__ = [
     "TurnRecord",
     "TurnResult",
     "context_digest",
+    "manner_of",
     "parse_credentials",
     "presets",
     "serve",

@@ -1,18 +1,19 @@
 """The answer to a context: what is said follows from the context alone, how it is said from marks in the last message.
 
 Marks in the text of the last user message: [[call:NAME]] (any number), [[deltas:N]], [[pad:N]] (bytes),
-[[slow:MS]], [[incomplete]].
+[[slow:MS]], [[incomplete]]; and the markers of scripts, such as [[tools:N]] (script.py).
 """
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import orjson
 
 from broker.simulator.context import Context, item_type, message_text
 from broker.simulator.credentials import SimOptions
+from broker.simulator.script import Script, step_of
 
 _MARK = re.compile(r"\[\[(call|deltas|pad|slow|incomplete)(?::([A-Za-z0-9_.-]+))?\]\]")
 _LOREM = (
@@ -25,11 +26,12 @@ _MAX_DELTAS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function call; its id follows from the context, so that a replay yields the same one."""
+    """A tool call; its id follows from the context, so that a replay yields the same one."""
 
     name: str
     call_id: str
-    arguments: str
+    arguments: str  # of a function, or the input of a custom tool
+    custom: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +45,27 @@ class Answer:
     incomplete: bool
 
 
-def answer_to(context: Context, options: SimOptions) -> Answer:
-    """The answer; calls are only made when the last user message has not been followed by a tool output."""
+def answer_to(
+    context: Context, options: SimOptions, tools: object = None, scripts: Mapping[str, Script] | None = None
+) -> Answer:
+    """The answer; calls are only made when the last user message has not been followed by a tool output.
+
+    A script makes its calls with the tools of the request, and as many in a row as it has been asked for.
+    """
+    step = step_of(context.items, tools, scripts) if scripts else None
     request, answered = _last_request(context)
     marks = [(match[1], match[2] or "") for match in _MARK.finditer(request)]
     values = dict(marks)
     deltas = min(max(_number(values.get("deltas"), options.deltas), 1), _MAX_DELTAS)
     digest = context.digest
     names = [] if answered else [value for kind, value in marks if kind == "call" and value]
+    calls = [_call(digest, at, name) for at, name in enumerate(names)]
+    if step is not None and step.tool is not None:
+        calls = [Call(step.tool, call_id(digest, 0, step.tool), step.payload, step.custom)]
+    said = f"{step.marker}={step.made} " if step is not None else ""
     return Answer(
-        text=_text(digest, context.counted, deltas, _number(values.get("pad"), 0)),
-        calls=tuple(_call(digest, at, name) for at, name in enumerate(names)),
+        text=_text(digest, context.counted, deltas, _number(values.get("pad"), 0), said),
+        calls=tuple(calls),
         deltas=deltas,
         delay=_number(values.get("slow"), 0) / 1000 if "slow" in values else options.delay,
         incomplete="incomplete" in values,
@@ -77,16 +89,20 @@ def _last_request(context: Context) -> tuple[str, bool]:
     return "", answered
 
 
-def _text(digest: str, counted: int, deltas: int, pad: int) -> str:
-    head = f"ctx={digest[:32]} items={counted} | "
+def call_id(digest: str, at: int, name: str) -> str:
+    """The id of a call that is made from a context."""
+    return "call_" + hashlib.sha256(f"{digest} {at} {name}".encode()).hexdigest()[:24]
+
+
+def _text(digest: str, counted: int, deltas: int, pad: int, said: str) -> str:
+    head = f"ctx={digest[:32]} items={counted} | {said}"
     wanted = max(_BYTES_PER_DELTA * deltas, len(head) + 40) - len(head) + pad
     return head + (_LOREM * (wanted // len(_LOREM) + 1))[:wanted]
 
 
 def _call(digest: str, at: int, name: str) -> Call:
-    call_id = "call_" + hashlib.sha256(f"{digest} {at} {name}".encode()).hexdigest()[:24]
     arguments = orjson.dumps({"ctx": digest[:32], "call": at}).decode()
-    return Call(name, call_id, arguments)
+    return Call(name, call_id(digest, at, name), arguments)
 
 
 def _number(value: str | None, default: int) -> int:

@@ -6,22 +6,16 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 import orjson
 
+from broker.simulator.agent import HEAD, Agent, tool_outputs
 from broker.simulator.context import Item, input_items
 from broker.simulator.observed import TurnResult
 
-__all__ = ["HEAD", "SessionClient", "TurnResult"]
-
-
-class _Head:
-    """The type of HEAD."""
-
-
-HEAD: Final = _Head()  # continue the newest good turn of the lane
+__all__ = ["HEAD", "SessionClient", "TurnResult", "tool_outputs"]
 
 
 class _Pending:
@@ -36,12 +30,8 @@ class _Pending:
         self.successor: _Pending | None = None
 
 
-class SessionClient:
-    """One agent: one socket at a time, any number of lanes, and a transcript that outlives sockets.
-
-    Nothing that the other side does wrong raises; it stands in `TurnResult.problems`, and in `notices` where it
-    belongs to no turn. `timeout` (seconds) bounds the connection attempt and the silence between two events.
-    """
+class SessionClient(Agent):
+    """One agent with one socket at a time; see Agent for its manners."""
 
     def __init__(
         self,
@@ -53,22 +43,15 @@ class SessionClient:
         timeout: float = 10.0,
         model: str = "sim-1",
     ) -> None:
-        self.session_id = session_id
-        self.timeout = timeout
-        self.model = model
-        self.heads: dict[str | None, TurnResult] = {}  # the newest good turn of every lane
-        self.results: dict[str | None, TurnResult] = {}  # the newest turn of every lane, good or not
+        super().__init__(key, session_id=session_id, headers=headers, timeout=timeout, model=model)
         self.handshake_status: int | None = None
         self.handshake_headers: dict[str, str] = {}  # of the response, names in lower case
-        self.notices: list[dict[str, Any]] = []  # events that belong to no turn
         self.close_code: int | None = None
         self._url = base_url.rstrip("/") + "/responses"
-        self._headers = {"Authorization": f"Bearer {key}", **(headers or {})}
         self._session: aiohttp.ClientSession | None = None
         self._ws: aiohttp.ClientWebSocketResponse[Any] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._pending: dict[str | None, _Pending] = {}
-        self._locks: dict[str | None, asyncio.Lock] = {}
 
     # -- the connection ----------------------------------------------------------------------------------------
 
@@ -138,45 +121,6 @@ class SessionClient:
 
     # -- turns -------------------------------------------------------------------------------------------------
 
-    async def turn(
-        self,
-        text: str | list[Item],
-        *,
-        lane: str | None = None,
-        store: bool = False,
-        model: str | None = None,
-        incremental: bool = True,
-        parent: TurnResult | _Head | None = HEAD,
-        extra: Mapping[str, Any] | None = None,
-    ) -> TurnResult:
-        """Ask and wait for the end. `parent` None starts afresh, another result forks from it.
-
-        Not incremental sends the whole transcript instead of `previous_response_id`. `extra` are further fields of
-        the frame.
-        """
-        before = self.heads.get(lane) if isinstance(parent, _Head) else parent
-        settings = {"model": model or self.model, "store": store, **(extra or {})}
-        result = TurnResult(lane, before, input_items(text), incremental, settings)
-        return await self._ask(result)
-
-    async def tool_turn(
-        self, *, lane: str | None = None, incremental: bool = True, extra: Mapping[str, Any] | None = None
-    ) -> TurnResult:
-        """Answer all open function calls of the lane's head, with its settings."""
-        head = self.heads.get(lane)
-        if head is None:
-            raise ValueError("there is no turn whose calls could be answered")
-        settings = head.settings | dict(extra or {})
-        return await self._ask(TurnResult(lane, head, tool_outputs(head), incremental, settings))
-
-    async def retry(self, *, lane: str | None = None, incremental: bool | None = None) -> TurnResult:
-        """Send the lane's newest turn once more, from the same parent; as before or as told."""
-        last = self.results.get(lane)
-        if last is None:
-            raise ValueError("there is no turn to send again")
-        way = last.incremental if incremental is None else incremental
-        return await self._ask(TurnResult(lane, last.parent, last.input, way, last.settings))
-
     async def steer(self, text: str, *, lane: str | None = None) -> None:
         """Send user input for the turn that is being answered on this lane.
 
@@ -191,34 +135,21 @@ class SessionClient:
 
     def frame_of(self, result: TurnResult) -> dict[str, Any]:
         """The create that asks for a turn."""
-        frame: dict[str, Any] = {"type": "response.create", **result.settings}
+        frame: dict[str, Any] = {"type": "response.create"}
         if result.lane is not None:
             frame["stream_id"] = result.lane
-        if result.parent is None or not result.incremental:
-            before = result.parent.transcript() if result.parent is not None else []
-            return frame | {"input": before + result.input}
-        return frame | {"previous_response_id": result.parent.response_id, "input": result.input}
+        return frame | self.request_of(result)
 
-    async def _ask(self, result: TurnResult) -> TurnResult:
-        async with self._locks.setdefault(result.lane, asyncio.Lock()):
-            result.started = time.monotonic()
-            self.results[result.lane] = result
-            pending = self._pending[result.lane] = _Pending(result)
-            if await self._send(self.frame_of(result)):
-                await self._wait(pending)
-            else:
-                result.give_up("not connected", time.monotonic())
-            while pending.successor is not None:
-                pending = pending.successor
-                await self._wait(pending)
-            self._pending.pop(result.lane, None)
-            self._advance(result)
-        return result
-
-    def _advance(self, result: TurnResult | None) -> None:
-        while result is not None and result.ok:
-            self.heads[result.lane] = result
-            result = result.successor
+    async def _perform(self, result: TurnResult) -> None:
+        pending = self._pending[result.lane] = _Pending(result)
+        if await self._send(self.frame_of(result)):
+            await self._wait(pending)
+        else:
+            result.give_up("not connected", time.monotonic())
+        while pending.successor is not None:
+            pending = pending.successor
+            await self._wait(pending)
+        self._pending.pop(result.lane, None)
 
     async def _wait(self, pending: _Pending) -> None:
         while not pending.done.is_set():
@@ -298,11 +229,3 @@ class SessionClient:
         for pending in self._pending.values():
             pending.result.give_up(reason, time.monotonic())
             pending.done.set()
-
-
-def tool_outputs(result: TurnResult) -> list[Item]:
-    """An output for every function call of a turn."""
-    return [
-        {"type": "function_call_output", "call_id": call["call_id"], "output": f"result of {call['name']}"}
-        for call in result.calls
-    ]

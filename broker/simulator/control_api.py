@@ -8,6 +8,7 @@ from aiohttp import web
 
 from broker.simulator.faults import Armed, Fault, presets
 from broker.simulator.handshake import VENDOR
+from broker.simulator.script import SCRIPTS, Script
 from broker.simulator.telemetry import Telemetry
 from broker.simulator.vendor import Vendor
 
@@ -19,6 +20,9 @@ def add_control(app: web.Application) -> None:
     app.router.add_delete("/_sim/faults", _disarm)
     app.router.add_put("/_sim/limits", _tell_limits)
     app.router.add_delete("/_sim/limits", _hush_limits)
+    app.router.add_put("/_sim/scripts", _set_scripts)
+    app.router.add_get("/_sim/tokens", _show_tokens)
+    app.router.add_put("/_sim/tokens", _set_tokens)
     app.router.add_get("/_sim/turns", _turns)
     app.router.add_delete("/_sim/turns", _forget_turns)
     app.router.add_get("/_sim/handshakes", _handshakes)
@@ -85,6 +89,36 @@ async def _hush_limits(request: web.Request) -> web.Response:
     else:
         vendor.limits.pop(credential, None)
     return _json({})
+
+
+async def _set_scripts(request: web.Request) -> web.Response:
+    """From JSON: `{scripts: [{marker, tool?, arguments?}]}`; none brings the first ones back."""
+    try:
+        scripts = [Script(**script) for script in orjson.loads(await request.read())["scripts"]]
+    except (ValueError, KeyError, TypeError) as error:
+        return _json({"error": f"not scripts: {error}"}, status=400)
+    vendor = request.app[VENDOR]
+    vendor.scripts = {**SCRIPTS, **{script.marker: script for script in scripts}}
+    return _json({"scripts": [asdict(script) for script in vendor.scripts.values()]})
+
+
+async def _show_tokens(request: web.Request) -> web.Response:
+    tokens = request.app[VENDOR].tokens
+    return _json({"requests": dict(tokens.requests), "lifetime": tokens.lifetime, "fault": tokens.fault})
+
+
+async def _set_tokens(request: web.Request) -> web.Response:
+    """From JSON: `{lifetime?, fault?, expire?}`; what is left out stays, `expire` ends all tokens issued so far."""
+    tokens = request.app[VENDOR].tokens
+    try:
+        body = orjson.loads(await request.read())
+        tokens.lifetime = float(body.get("lifetime", tokens.lifetime))
+        tokens.fault = body.get("fault", tokens.fault)
+    except (ValueError, TypeError, AttributeError) as error:
+        return _json({"error": f"not a setting of tokens: {error}"}, status=400)
+    if body.get("expire"):
+        tokens.expire()
+    return await _show_tokens(request)
 
 
 async def _turns(request: web.Request) -> web.Response:

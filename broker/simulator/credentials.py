@@ -3,15 +3,34 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from broker.simulator.manners import Manner
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """An application of a tenant, which can have tokens for its client id and secret."""
+
+    tenant: str
+    client_id: str
+    client_secret: str = field(repr=False)
+
 
 @dataclass(frozen=True, slots=True)
 class SimCredential:
-    """One caller of the vendor; credentials of the same boundary (organisation) share stored state and ciphertext."""
+    """One caller of the vendor; credentials of the same boundary (organisation) share stored state and ciphertext.
+
+    `manner` is the vendor that this caller meets, None the simulator's. A request that names another organization or
+    project than those given here is refused. An `application` may call with tokens that the simulator has issued.
+    """
 
     name: str
     secret: str = field(repr=False)
     boundary: str = "org"
     models: list[str] | None = None
+    manner: str | Manner | None = None
+    organization: str | None = None
+    project: str | None = None
+    application: Application | None = None
 
     def serves(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -27,6 +46,9 @@ class SimOptions:
     age_limit: float | None = None  # of one WebSocket
     age_interrupts: bool = False  # announce the age limit in the middle of responses, not after them
     reuse_response_ids: bool = False  # one response id for all turns of a socket, as xAI does
+    manner: str | Manner = "openai"  # of callers that have none of their own
+    store_scope: str = "boundary"  # who shares what is stored: "boundary" (an organisation) or "credential"
+    token_lifetime: float = 3600.0  # of the tokens of applications
     in_flight: int = 16
     lane_names: int = 32
     pending_steers: int = 32

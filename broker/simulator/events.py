@@ -103,6 +103,9 @@ class ResponseDraft:
         """The object as it stands."""
         return self._fields
 
+    def stand(self, status: str) -> None:
+        self._fields["status"] = status
+
     def ended(self, status: str, output: list[Item], usage: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
         """The object of the terminal event."""
         completed_at = int(time.time()) if status == "completed" else None

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from broker.simulator.answer import call_id
 from broker.simulator.context import Context, Item
 
 GOOD_ENDINGS = frozenset({"response.completed", "response.incomplete"})
@@ -38,6 +39,8 @@ class TurnResult:
     first_output: float | None = None  # seconds from the start to the first output event
     after: Context = field(default_factory=Context, repr=False)  # the client's own truth once this turn has ended well
     successor: "TurnResult | None" = None  # the response that followed by itself after a steer
+    status: int | None = None  # of the answer over HTTP
+    headers: dict[str, str] = field(default_factory=dict)  # of that answer, names in lower case
     _sequence: int = -1
     _ended: bool = False
 
@@ -57,8 +60,8 @@ class TurnResult:
 
     @property
     def calls(self) -> list[Item]:
-        """The function calls that wait for an output."""
-        return [item for item in self.items if item.get("type") == "function_call"]
+        """The calls that wait for an output."""
+        return [item for item in self.items if item.get("type") in ("function_call", "custom_tool_call")]
 
     def transcript(self) -> list[Item]:
         """Every item of the chain up to and including this turn."""
@@ -145,7 +148,7 @@ class TurnResult:
         before = self.parent.after if self.parent is not None else Context()
         context = before.grown(self.input)
         self.after = context.grown(self.items)
-        claims = self._claims()
+        claims = self._claims(context.digest)
         cut_short = self.terminal == "response.incomplete"
         if not claims and self.settings.get("generate") is not False:
             if not cut_short:
@@ -158,11 +161,24 @@ class TurnResult:
             self.problems.append(f"answered from context {claim}, not {context.digest[:32]}/{context.counted}")
         self.digest_ok = not wrong
 
-    def _claims(self) -> list[str]:
+    def _claims(self, digest: str) -> list[str]:
+        """What the answer says of its context: in its text, in arguments, and in the ids of calls that say nothing."""
         claims = ["/".join(found) for found in _CLAIM.findall(self.text)]
-        for call in self.calls:
-            try:
-                claims.append(str(orjson.loads(call["arguments"])["ctx"]))
-            except (orjson.JSONDecodeError, KeyError, TypeError):
-                claims.append("unreadable arguments")
+        for at, call in enumerate(self.calls):
+            told = _told(call)
+            if told is None:
+                made_here = call.get("call_id") == call_id(digest, at, str(call.get("name")))
+                told = digest[:32] if made_here else f"of another call {call.get('call_id')}"
+            claims.append(told)
         return claims
+
+
+def _told(call: Item) -> str | None:
+    """The context that the arguments of a call name, if they name one."""
+    if call["type"] != "function_call":
+        return None
+    try:
+        arguments = orjson.loads(call["arguments"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return "unreadable arguments"
+    return str(arguments["ctx"]) if isinstance(arguments, dict) and "ctx" in arguments else None

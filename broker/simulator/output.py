@@ -12,6 +12,9 @@ from broker.simulator.events import EventWriter, escaped
 from broker.simulator.vendor import Vendor
 
 _DELTAS_PER_FLUSH = 512
+# Type of the item, its field for what the tool is told, and the event in which that comes.
+_FUNCTION = ("function_call", "arguments", "response.function_call_arguments")
+_CUSTOM = ("custom_tool_call", "input", "response.custom_tool_call_input")
 
 
 class Output:
@@ -36,7 +39,7 @@ class Output:
 
     @property
     def open_calls(self) -> list[Item]:
-        return [item for item in self.items if item["type"] == "function_call"]
+        return [item for item in self.items if item["type"] in ("function_call", "custom_tool_call")]
 
     @property
     def cut_short(self) -> bool:
@@ -68,20 +71,22 @@ class Output:
             await self._one_call(call, answer)
 
     async def _one_call(self, call: Call, answer: Answer) -> None:
+        kind, held, event = _CUSTOM if call.custom else _FUNCTION
         item: Item = {
-            "id": "fc_" + secrets.token_hex(24),
-            "type": "function_call",
+            "id": ("ctc_" if call.custom else "fc_") + secrets.token_hex(24),
+            "type": kind,
             "call_id": call.call_id,
             "name": call.name,
-            "arguments": "",
+            held: "",
             "status": "in_progress",
         }
         where = {"item_id": item["id"], "output_index": len(self.items)}
         self._add(item)
-        count = min(answer.deltas, len(call.arguments))
-        await self._pour("response.function_call_arguments.delta", where, pieces(call.arguments, count), answer.delay)
-        self._writer.say("response.function_call_arguments.done", **where, name=call.name, arguments=call.arguments)
-        self._done(item | {"arguments": call.arguments, "status": "completed"})
+        count = max(min(answer.deltas, len(call.arguments)), 1)
+        await self._pour(f"{event}.delta", where, pieces(call.arguments, count), answer.delay)
+        named = {} if call.custom else {"name": call.name}
+        self._writer.say(f"{event}.done", **where, **named, **{held: call.arguments})
+        self._done(item | {held: call.arguments, "status": "completed"})
 
     async def speak(self, answer: Answer) -> None:
         item: Item = {

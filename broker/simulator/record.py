@@ -8,12 +8,14 @@ from typing import Any
 
 from broker.simulator.context import Item
 
+_SECRETS = frozenset({"authorization", "api-key"})
+
 
 @dataclass(slots=True)
 class TurnRecord:
     """One received create (or the successor of a steered response); `outcome` is "active" until it ends.
 
-    Outcomes: completed, incomplete, failed, error (an error frame), lost (the connection went first).
+    Outcomes: completed, incomplete, failed, error (an error frame), lost (the connection went first), cancelled.
     """
 
     number: int
@@ -27,6 +29,7 @@ class TurnRecord:
     frame_keys: list[str]
     model: str | None
     store: bool
+    path: str = "/v1/responses"  # without the query; the vendor's other endpoints are recorded alike
     response_id: str | None = None
     context: tuple[Item, ...] = ()
     context_digest: str | None = None
@@ -46,7 +49,7 @@ class TurnRecord:
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """One WebSocket upgrade or HTTP request; header names are lower case, the authorization value is left out.
+    """One WebSocket upgrade or HTTP request; header names are lower case, keys and tokens are left out.
 
     The status is the door's: a request that was let in may still be refused, which is then in the record of its turn.
     """
@@ -94,7 +97,7 @@ class Recorder:
     ) -> None:
         """Record an upgrade or request; status None means that it never got an answer."""
         self._handshakes += 1
-        shown = {name.lower(): value for name, value in headers.items() if name.lower() != "authorization"}
+        shown = {name.lower(): value for name, value in headers.items() if name.lower() not in _SECRETS}
         accepted = status is not None and status < 400
         self.handshakes.append(
             Handshake(

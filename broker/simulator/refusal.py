@@ -58,6 +58,32 @@ def unknown_parent(response_id: str) -> Refusal:
     )
 
 
+def unknown_parent_in_words(response_id: str) -> Refusal:
+    """The same from vendors that have no code for it."""
+    message = f"Response with id={response_id} not found."
+    return Refusal(404, None, message, body={"type": "error", "status": 404, "error": {"message": message}})
+
+
+def unknown_parent_of_server(response_id: str) -> Refusal:
+    """The same from servers that keep nothing, whose codes are numbers."""
+    message = f"Response with id '{response_id}' not found."
+    error = {"message": message, "type": "invalid_request_error", "param": "response_id", "code": 404}
+    return Refusal(404, None, message, body={"error": error})
+
+
+def unknown_deployment() -> Refusal:
+    message = "The API deployment for this resource does not exist."
+    return Refusal(404, "DeploymentNotFound", message, param="model")
+
+
+def unknown_parameter(name: str) -> Refusal:
+    return Refusal(400, "unknown_parameter", f"Unknown parameter: '{name}'.", param=name)
+
+
+def expired_token() -> Refusal:
+    return Refusal(401, "token_expired", "The access token has expired. Please refresh it and try again.")
+
+
 def unknown_model(model: str) -> Refusal:
     message = f"The model `{model}` does not exist or you do not have access to it."
     return Refusal(404, "model_not_found", message, param="model")

@@ -14,13 +14,15 @@ from broker.simulator.faults import Fault
 from broker.simulator.handshake import VENDOR, TurnedAway, admit, reset
 from broker.simulator.intake import Create
 from broker.simulator.memory import ConnectionMemory
-from broker.simulator.refusal import Refusal, too_old
+from broker.simulator.refusal import Refusal, too_old, unknown_parameter
 from broker.simulator.steering import steer
-from broker.simulator.turn import Caller, Gone, Turn
+from broker.simulator.strike import Caller, Gone
+from broker.simulator.turn import Turn
 from broker.simulator.vendor import Vendor
 
 _LANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}\Z")
 _TEXT, _BINARY = 0x81, 0x82
+_HTTP_ONLY = ("stream", "stream_options", "background")
 _CLOSE_WAIT = 2.0
 _BUFFER_LIMIT = 1 << 20
 _BUFFER_POLL = 0.002
@@ -54,6 +56,8 @@ class UpstreamSocket:
         self.active: dict[str | None, Turn] = {}
         self.finished: deque[str] = deque(maxlen=256)
         self.vendor = vendor
+        self._manner = vendor.manner_of(credential)
+        self._model: str | None = None
         self._request = request
         self._ws: web.WebSocketResponse[Literal[False]] = web.WebSocketResponse(
             decode_text=False, compress=False, max_msg_size=0, timeout=_CLOSE_WAIT
@@ -108,6 +112,10 @@ class UpstreamSocket:
                 return
 
     def _take(self, raw: bytes) -> None:
+        limit = self._manner.frame_limit
+        if limit is not None and len(raw) > limit:
+            self._dismiss(Refusal(413, "payload_too_large", f"A frame may have {limit} bytes."), 1009)
+            return
         try:
             frame = orjson.loads(raw)
         except orjson.JSONDecodeError:
@@ -118,7 +126,7 @@ class UpstreamSocket:
             return
         elif frame.get("type") == "response.create":
             self._take_create(frame, raw)
-        elif frame.get("type") == "response.steer":
+        elif frame.get("type") == "response.steer" and self._manner.steers:
             self._say(steer(self, frame))
         else:
             message = f"Unsupported event type: {frame.get('type')!r}."
@@ -126,7 +134,13 @@ class UpstreamSocket:
 
     def _take_create(self, frame: dict[str, Any], raw: bytes) -> None:
         name = frame.get("stream_id")
-        if "stream_id" in frame and not (isinstance(name, str) and _LANE_NAME.match(name)):
+        foreign = next((field for field in self._foreign_fields() if field in frame), None)
+        if foreign is not None:
+            self._protest(unknown_parameter(foreign))
+        elif self._manner.one_model and self._model not in (None, frame.get("model")):
+            message = f"This connection is bound to the model '{self._model}'."
+            self._dismiss(Refusal(400, "model_mismatch", message, param="model"), 1008)
+        elif "stream_id" in frame and not (isinstance(name, str) and _LANE_NAME.match(name)):
             message = "Invalid 'stream_id': expected 1 to 256 characters of A-Z, a-z, 0-9, '_', '.', '-'."
             self._protest(Refusal(400, "invalid_stream_id", message, param="stream_id"))
         elif name not in self._lanes and len(self._lanes.keys() - {None}) >= self._names_allowed(name):
@@ -135,7 +149,12 @@ class UpstreamSocket:
         elif self._expired:
             self._protest(too_old(), name)
         else:
+            self._model = frame.get("model")
             self._queue(Create(frame, raw, name))
+
+    def _foreign_fields(self) -> tuple[str, ...]:
+        """What a create must not hold at this vendor."""
+        return (() if self._manner.lanes else ("stream_id",)) + (_HTTP_ONLY if self._manner.strict else ())
 
     def _names_allowed(self, name: str | None) -> float:
         return float("inf") if name is None else self.vendor.options.lane_names
@@ -239,6 +258,16 @@ class UpstreamSocket:
         self.refuse(refusal, lane)
         self._start(self._flush_quietly())
 
+    def _dismiss(self, refusal: Refusal, code: int) -> None:
+        """End the connection after an error that says why."""
+        self._mute = True
+        self.refuse(refusal, None)
+        self._start(self._part(code, refusal.message))
+
+    async def _part(self, code: int, reason: str) -> None:
+        await self._flush_quietly()
+        self._close(code, reason)
+
     async def _flush_quietly(self) -> None:
         try:
             await self.flush()
@@ -275,7 +304,8 @@ class UpstreamSocket:
             self._protest(fault.refusal())
 
     def _expire_later(self) -> asyncio.TimerHandle | None:
-        limit = self.vendor.options.age_limit
+        given = self.vendor.options.age_limit
+        limit = given if given is not None else self._manner.age_limit
         return None if limit is None else asyncio.get_running_loop().call_later(limit, self._expire)
 
     def _expire(self) -> None:

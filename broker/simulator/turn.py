@@ -1,58 +1,21 @@
 """One response from its create to its terminal event, on any transport, with the faults that strike in between."""
 
 import time
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from broker.simulator.answer import Answer, answer_to
 from broker.simulator.context import Context, input_items
-from broker.simulator.credentials import SimCredential
-from broker.simulator.events import EventWriter, Outlet, ResponseDraft, usage_of
+from broker.simulator.events import EventWriter, ResponseDraft, usage_of
 from broker.simulator.faults import Fault
 from broker.simulator.intake import Create, Intake, accept
-from broker.simulator.memory import ConnectionMemory, Remembered
+from broker.simulator.memory import Archived, Remembered
 from broker.simulator.output import Output
 from broker.simulator.record import TurnRecord
 from broker.simulator.refusal import Refusal
+from broker.simulator.strike import Caller, FailedByFault, Gone, Wire, strike
 from broker.simulator.vendor import Vendor
 
 _REASONING_TOKENS = 16
-
-
-class Gone(Exception):
-    """The connection is no more, or pretends not to be."""
-
-
-class Wire(Outlet, Protocol):
-    """A transport as a turn sees it."""
-
-    async def flush(self) -> None:
-        """Send everything put so far; raises Gone."""
-
-    def refuse(self, refusal: Refusal, lane: str | None, sequence: int | None = None) -> None:
-        """Put an error in the transport's own form; a sequence number makes it part of the stream."""
-
-    async def hang(self) -> None:
-        """Return when the connection has gone."""
-
-    async def cut(self, fault: Fault) -> None:
-        """Reset, close or garble the connection as the fault says."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks, and over what; `memory` is None where there is no connection to remember anything."""
-
-    credential: SimCredential
-    transport: str
-    socket: int | None = None
-    memory: ConnectionMemory | None = None
-
-
-class _FailedByFault(Exception):
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
-        self.fault = fault
 
 
 class Turn:
@@ -83,7 +46,7 @@ class Turn:
             await self._answer()
         except Refusal as refusal:
             await self._refused(refusal)
-        except _FailedByFault as failed:
+        except FailedByFault as failed:
             await self._failed(failed.fault)
         except Gone:
             pass  # recorded below, as is the cancellation that comes with a closed socket
@@ -133,25 +96,45 @@ class Turn:
     async def _answer(self) -> None:
         intake = self._intake = self._accept()
         context = intake.context
-        self.response_id = self._vendor.response_id(self._caller.memory)
+        self.response_id = self._new_id()
         assert self._record is not None
         self._record.response_id = self.response_id
         self._record.context, self._record.context_digest = context.items, context.digest
         draft = self._draft = ResponseDraft(self.response_id, self.create, intake, self._parent_id)
-        self.writer.say("response.created", response=draft.now())
-        self._tell_limits()
-        if self.create.generates:
-            self.writer.say("response.in_progress", response=draft.now())
+        self._announce(draft)
         await self._wire.flush()
         await self._strike("after_created")
         if not self.create.generates:
-            await self._complete("completed", context, 0)
+            await self._warmed_up(context)
             return
-        answer = answer_to(context, self._vendor.options)
+        answer = answer_to(context, self._vendor.options, self.create.frame.get("tools"), self._vendor.scripts)
         self.output.compact(context, self.create.frame.get("context_management"))
         self.output.reason()
         await (self.output.call(answer) if answer.calls else self.output.speak(answer))
         await self._conclude(answer, context)
+
+    def _new_id(self) -> str:
+        return self._vendor.response_id(self._caller.credential, self._caller.memory)
+
+    def _announce(self, draft: ResponseDraft) -> None:
+        if self._caller.background:
+            draft.stand("queued")
+            self._archive(draft)
+        self.writer.say("response.created", response=draft.now())
+        self._tell_limits()
+        if self._caller.background:
+            self.writer.say("response.queued", response=draft.now())
+            draft.stand("in_progress")
+        if self.create.generates:
+            self.writer.say("response.in_progress", response=draft.now())
+
+    async def _warmed_up(self, context: Context) -> None:
+        if self._vendor.manner_of(self._caller.credential).warmup_ends:
+            await self._complete("completed", context, 0)
+            return
+        assert self._record is not None
+        self._keep()
+        self._record.end("completed")
 
     def _tell_limits(self) -> None:
         told = self._vendor.told_limits(self._caller.credential.name)
@@ -185,8 +168,19 @@ class Turn:
         assert self._record is not None
         self._evict_parent()
         self._record.end("error", refusal.code or refusal.error_type)
+        if self._caller.background and self._draft is not None:
+            # There is nobody whom an error could reach for certain, so the response itself tells of it.
+            told = {"code": refusal.code or refusal.error_type, "message": refusal.message}
+            self.final = self._draft.ended("failed", [], None, error=told)
         self._wire.refuse(refusal, self.create.lane, self.writer.sequence if self.writer.sequence else None)
         await self._flush_last()
+
+    def cancel(self) -> None:
+        """End a response in the background as its client wishes; it can still be fetched."""
+        if self.final is not None or self._draft is None or self._record is None:
+            return
+        self._record.end("cancelled")
+        self.final = self._draft.ended("cancelled", self.output.items, None)
 
     async def _failed(self, fault: Fault) -> None:
         assert self._record is not None
@@ -196,10 +190,11 @@ class Turn:
             # The vendor's own oddity: a stream-level error without status, then the same once more as an event.
             self._wire.refuse(fault.but(omit_status=True).refusal(), self.create.lane, self.writer.sequence)
             self.writer.sequence += 1
-        self.response_id = self.response_id or self._vendor.response_id(self._caller.memory)
+        self.response_id = self.response_id or self._new_id()
         draft = self._draft or ResponseDraft(self.response_id, self.create, self._intake, self._parent_id)
         error = fault.response_error()
         self.final = draft.ended("failed", [], None, error=error)
+        self._archive(draft)
         if isinstance(fault.body, dict):
             self._wire.refuse(fault.refusal(), self.create.lane)
         else:
@@ -214,24 +209,15 @@ class Turn:
 
     async def _strike(self, point: str) -> None:
         """Let the fault of this moment act, if there is one."""
-        fault = self._vendor.faults.take(
-            self._caller.credential.name, point, raw=self.create.raw, model=self.create.model, deltas=self.output.deltas
+        await strike(
+            self._vendor,
+            self._caller,
+            self._wire,
+            point,
+            raw=self.create.raw,
+            model=self.create.model,
+            deltas=self.output.deltas,
         )
-        if fault is None:
-            return
-        await self._wire.flush()
-        if fault.do in ("error", "refuse"):
-            raise fault.refusal()
-        if fault.do in ("failed", "double"):
-            raise _FailedByFault(fault)
-        if fault.do == "silence":
-            await self._wire.hang()
-            raise Gone
-        if fault.do == "drop_continuation":
-            if self._caller.memory is not None:
-                self._caller.memory.forget()
-            return
-        await self._wire.cut(fault)
 
     # -- what the vendor remembers -----------------------------------------------------------------------------
 
@@ -245,12 +231,22 @@ class Turn:
         remembered = Remembered(self.response_id, self._context_after(), self.create.stored, waiting)
         if self._caller.memory is not None:
             self._caller.memory.keep(self.create.lane, remembered)
-        store = self._vendor.store_of(self._caller.credential.boundary)
-        if self.create.stored:
+        store = self._vendor.store_of(self._caller.credential)
+        if self.create.stored and not self._vendor.manner_of(self._caller.credential).stateless:
             store.keep(remembered, (*self._intake.added, *self.output.items))
+            if self._draft is not None:
+                self._archive(self._draft)
         if self._intake.conversation is not None:
             self._intake.conversation.context = remembered.context
             store.keep_items(self.output.items)
+
+    def _archive(self, draft: ResponseDraft) -> None:
+        """Let a stored response be fetched."""
+        manner = self._vendor.manner_of(self._caller.credential)
+        if not self.create.stored or manner.stateless or self._intake is None:
+            return
+        archived = Archived(draft.now(), self._intake.context.items)
+        self._vendor.store_of(self._caller.credential).archive(draft.now()["id"], archived)
 
     def _evict_parent(self) -> None:
         if self._caller.memory is not None and self._parent_id is not None:

@@ -1,6 +1,6 @@
 """The simulated vendor as one object: start it, point credentials at it, break it, look at what it saw."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +9,12 @@ from aiohttp import web
 from broker.simulator.control_api import add_control, end_sockets
 from broker.simulator.credentials import SimCredential, SimOptions
 from broker.simulator.faults import Fault, FaultBoard
-from broker.simulator.handshake import VENDOR, tell_limits
-from broker.simulator.http import compact, create_conversation, create_response, list_models
+from broker.simulator.handshake import VENDOR, name_request, tell_limits
 from broker.simulator.record import Handshake, TurnRecord
-from broker.simulator.socket import open_socket
+from broker.simulator.routes import add_routes
+from broker.simulator.script import SCRIPTS, Script
 from broker.simulator.telemetry import Telemetry
+from broker.simulator.tokens import Tokens
 from broker.simulator.vendor import Vendor
 
 
@@ -40,6 +41,7 @@ class Simulator:
         if self._runner is None:
             return
         await self.end_sockets(do="close", code=1001)
+        await self.vendor.stop()
         await self._runner.cleanup()
         self._runner = None
 
@@ -65,6 +67,24 @@ class Simulator:
         else:
             self.vendor.limits[credential] = Telemetry(used_percent, **how)
 
+    def script(self, scripts: Iterable[Script]) -> None:
+        """Let markers in prompts ask for these calls, besides `[[tools:N]]`, which may be given anew."""
+        self.vendor.scripts = {**SCRIPTS, **{script.marker: script for script in scripts}}
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens of applications: how long they live, how often they were asked for, what goes wrong there."""
+        return self.vendor.tokens
+
+    def base_url_of(self, prefix: str) -> str:
+        """The base url under another prefix, such as /openai/v1."""
+        return self._origin + prefix
+
+    @property
+    def token_url(self) -> str:
+        """The authority of the tokens; the path of the endpoint is /{tenant}/oauth2/v2.0/token."""
+        return self._origin
+
     @property
     def turns(self) -> list[TurnRecord]:
         """The turns seen so far, oldest first."""
@@ -85,9 +105,9 @@ class Simulator:
         self.vendor.recorder.turns.clear()
         self.vendor.recorder.handshakes.clear()
 
-    def create_conversation(self, boundary: str) -> str:
-        """The id of a new conversation object of an organisation."""
-        return self.vendor.store_of(boundary).create_conversation().id
+    def create_conversation(self, scope: str) -> str:
+        """The id of a new conversation object of an organisation (or credential, where that is the scope of stores)."""
+        return self.vendor.store(scope).create_conversation().id
 
     async def end_sockets(self, credential: str = "*", *, do: str = "reset", code: int = 1001) -> int:
         """Reset or close all live sockets of a credential at once, busy or not; returns how many."""
@@ -96,11 +116,8 @@ class Simulator:
     def _application(self) -> web.Application:
         app = web.Application(client_max_size=1 << 30)
         app[VENDOR] = self.vendor
-        app.router.add_get("/v1/responses", open_socket)
-        app.router.add_post("/v1/responses", create_response)
-        app.router.add_post("/v1/responses/compact", compact)
-        app.router.add_post("/v1/conversations", create_conversation)
-        app.router.add_get("/v1/models", list_models)
+        add_routes(app)
         app.on_response_prepare.append(tell_limits)
+        app.on_response_prepare.append(name_request)
         add_control(app)
         return app

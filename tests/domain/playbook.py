@@ -70,10 +70,26 @@ def turn(
     previous: str | None = None,
     binding: str | None = None,
     items: bytes = b"[]",
+    needs: tuple[str, ...] = (),
+    transport: str = "",
+    affinity: str = "",
+    recorded: bool = True,
     policy: Policy | None = None,
     machine: type[Turn] = Turn,
 ) -> Turn:
-    request = Request("t1", None, FRAME, items, "m", previous, binding=binding)
+    request = Request(
+        "t1",
+        None,
+        FRAME,
+        items,
+        "m",
+        previous,
+        binding=binding,
+        needs=needs,
+        transport=transport,
+        affinity=affinity,
+        recorded=recorded,
+    )
     return machine(request, of if of is not None else session(), policy or Policy(boundaries=3))
 
 

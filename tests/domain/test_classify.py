@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from email.utils import formatdate
 from typing import Any
 
 import orjson
 import pytest
 
+from broker.domain import errors
 from broker.domain.classify import (
     KEY_CODES,
+    MAX_MESSAGE,
     classify,
+    classify_answer,
     classify_close,
     classify_event,
     classify_handshake,
     read_refusal,
 )
-from broker.domain.failure import Failure, FailureKind
+from broker.domain.failure import NOT_OFFERED, Failure, FailureKind
+from broker.domain.wire import EventKind, event_kind
 
 K = FailureKind
 NOW = 1_800_000_000.0
@@ -283,6 +288,169 @@ def test_a_refused_handshake_is_independent_of_any_request(found: Failure) -> No
 @pytest.mark.parametrize(("code", "orderly"), [(1000, True), (1001, True), (1012, True), (1006, False), (1011, False)])
 def test_an_orderly_close_is_no_sign_of_trouble(code: int, orderly: bool) -> None:
     assert classify_close(code).orderly is orderly
+
+
+# --- answers over HTTP: the request was part of the evidence ---
+
+
+def answer(status: int, body: object = b"", headers: dict[str, str] | None = None) -> Failure:
+    raw = body if isinstance(body, bytes) else orjson.dumps(body)
+    return classify_answer(status, headers or {}, raw, now=NOW)
+
+
+def error(code: str | None = None, message: str = "m", type: str | None = IRE, **more: object) -> dict[str, Any]:
+    return {"error": {"type": type, "code": code, "message": message, "param": None, **more}}
+
+
+PAGE = b"<!DOCTYPE html><title>Just a moment...</title>"
+ANSWERS: list[tuple[str, Failure, FailureKind]] = [
+    ("401 that names the key", answer(401, error("invalid_api_key", "Incorrect API key provided")), K.AUTH_REJECTED),
+    ("bare 401", answer(401), K.AUTH_REJECTED),
+    ("401 with a bare detail", answer(401, {"detail": "Unauthorized"}), K.AUTH_REJECTED),
+    ("401 page", answer(401, PAGE), K.AUTH_REJECTED),
+    ("403 page", answer(403, PAGE), K.OVERLOADED),
+    ("bare 403", answer(403), K.OVERLOADED),
+    ("403 of a scope", answer(403, error(None, "no permission")), K.AUTH_REJECTED),
+    ("402", answer(402, {}), K.QUOTA_EXHAUSTED),
+    ("404 of a model", answer(404, error("model_not_found")), K.UNSUPPORTED),
+    ("404 of the request", answer(404, error(None, "Item with id 'rs_1' not found.")), K.REQUEST_FAULT),
+    ("404 of a conversation", answer(404, error("conversation_not_found")), K.REQUEST_FAULT),
+    ("404 of a continuation", answer(404, error("previous_response_not_found")), K.CONTINUATION_LOST),
+    ("400 of a continuation", answer(400, error("previous_response_not_found")), K.CONTINUATION_LOST),
+    ("400", answer(400, error("invalid_value")), K.REQUEST_FAULT),
+    ("bare 400", answer(400), K.REQUEST_FAULT),
+    ("413 page", answer(413, PAGE), K.REQUEST_FAULT),
+    ("422", answer(422, {"detail": [{"loc": ["body"], "msg": "field required"}]}), K.REQUEST_FAULT),
+    ("429", answer(429, error("rate_limit_exceeded", type="tokens")), K.RATE_LIMITED),
+    ("bare 429", answer(429), K.RATE_LIMITED),
+    ("429 of a quota", answer(429, error("insufficient_quota", type="insufficient_quota")), K.QUOTA_EXHAUSTED),
+    ("500 page", answer(500, PAGE), K.OVERLOADED),
+    ("500", answer(500, error(None, type="server_error")), K.OVERLOADED),
+    ("502 page", answer(502, PAGE), K.OVERLOADED),
+    ("503", answer(503, error("server_is_overloaded", type="service_unavailable_error")), K.OVERLOADED),
+    ("504", answer(504), K.OVERLOADED),
+    ("529", answer(529, error("overloaded_error", type="overloaded_error")), K.OVERLOADED),
+    ("ciphertext", answer(400, error("invalid_encrypted_content")), K.CIPHERTEXT_FOREIGN),
+]
+ABSENT = [
+    ("404 of a framework", answer(404, {"detail": "Not Found"})),
+    ("404 with a text", answer(404, {"status": 404, "error": "Not Found", "path": "/v1/x"})),
+    ("404 page", answer(404, PAGE)),
+    ("bare 404", answer(404)),
+    ("405", answer(405, {"detail": "Method Not Allowed"})),
+    ("501 page", answer(501, PAGE)),
+    ("301", answer(301, PAGE, {"location": "https://elsewhere.example/"})),
+    ("307 with an error", answer(307, error("invalid_value"))),
+]
+
+
+@pytest.mark.parametrize(("found", "kind"), [pytest.param(f, kind, id=name) for name, f, kind in ANSWERS])
+def test_understands_an_answer_in_which_the_request_was_part_of_the_evidence(found: Failure, kind: FailureKind) -> None:
+    assert (found.kind, found.independent) == (kind, False)
+
+
+@pytest.mark.parametrize("found", [pytest.param(f, id=name) for name, f in ABSENT])
+def test_what_no_words_of_a_vendor_explain_is_the_endpoints(found: Failure) -> None:
+    assert (found.kind, found.code, found.independent, found.raw) == (K.UNSUPPORTED, NOT_OFFERED, True, None)
+    assert errors.unserved(found) == errors.not_offered()
+
+
+def test_an_answer_holds_a_refusal_against_the_key_only_where_it_names_it() -> None:
+    named = [answer(401, error("invalid_api_key")), answer(403, error("account_deactivated"))]
+    named.append(answer(401, error(None, "Incorrect API key provided: x", None)))
+    unnamed = [answer(401), answer(401, {"detail": "Unauthorized"}), answer(401, PAGE), answer(403, error())]
+    assert [found.names_key for found in named + unnamed] == [True] * 3 + [False] * 4
+
+
+HEADERS = {"Retry-After": "7", "X-Request-Id": "req_1", "Set-Cookie": "a=b", "X-RateLimit-Limit-Requests": "1"}
+
+
+def test_an_answer_is_told_as_an_event_of_a_websocket() -> None:
+    found = answer(429, error("rate_limit_exceeded", "slow", "tokens", odd={"n": 1.5}), HEADERS)
+    assert found.retry_after == 7.0
+    assert found.raw is not None
+    assert event_kind(found.raw) is EventKind.FAILURE
+    assert orjson.loads(found.raw) == {
+        "type": "error",
+        "status": 429,
+        **error("rate_limit_exceeded", "slow", "tokens", odd={"n": 1.5}),
+        "headers": {"retry-after": "7", "x-request-id": "req_1"},
+    }
+
+
+@pytest.mark.parametrize("body", [{"detail": "no"}, {"message": "no"}, {"error": "no"}, {"detail": {"message": "no"}}])
+def test_every_shape_of_an_answer_becomes_an_error_with_all_its_fields(body: dict[str, Any]) -> None:
+    found = answer(400, body)
+    assert found.raw is not None
+    told = orjson.loads(found.raw)
+    assert told["status"] == 400
+    assert set(told["error"]) == {"type", "code", "message", "param"}
+    assert (told["error"]["message"], told["error"]["type"]) == ("no", IRE)
+
+
+@pytest.mark.parametrize("body", [b"", PAGE, b"[]", b"7", b"null", b"\xff", b"{}"])
+def test_an_answer_without_words_gets_ours(body: bytes) -> None:
+    found = answer(400, body)
+    assert found.raw is not None
+    told = orjson.loads(found.raw)
+    assert told == {"type": "error", "status": 400, **error(None, "The upstream refused the request.")}
+
+
+def test_the_status_of_the_event_is_that_of_the_answer() -> None:
+    found = answer(400, {"status": 200, **error("invalid_value")})
+    assert found.raw is not None
+    assert orjson.loads(found.raw)["status"] == 400
+
+
+def test_an_answer_that_cannot_be_written_again_is_told_with_its_code() -> None:
+    deep = b"[" * 300 + b"]" * 300
+    for found in (
+        answer(400, b'{"error":{"code":"invalid_value","odd":%b}}' % deep),
+        answer(400, error("invalid_value"), {"x-request-id": "\udcff"}),
+    ):
+        assert found.kind is K.REQUEST_FAULT
+        assert found.raw is not None
+        told = orjson.loads(found.raw)
+        assert (told["status"], told["error"]["code"], told["error"]["type"]) == (400, "invalid_value", IRE)
+
+
+# --- what a vendor repeats may be its client's, and long ---
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["encrypted content ", "request too large ", "response with id ", "previous response ", "try again in 9", "9"],
+)
+def test_a_long_message_costs_no_more_than_a_short_one(words: str) -> None:
+    began = time.process_time()
+    answer(400, error(None, words * (1 << 20)))
+    assert time.process_time() - began < 0.5
+
+
+def test_a_long_duration_costs_no_more_than_a_short_one() -> None:
+    began = time.process_time()
+    answer(429, error(), {"x-ratelimit-reset-requests": "9" * 8000, "x-ratelimit-reset-tokens": "9." * 4000})
+    assert time.process_time() - began < 0.1
+
+
+def test_words_are_found_within_the_part_of_a_message_that_is_searched() -> None:
+    assert answer(400, error(None, "x" * (MAX_MESSAGE - 30) + "model is at capacity")).kind is K.OVERLOADED
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"x-ratelimit-reset-requests": "9" * 60 + "s"}, ""),
+        ({"retry-after": "1e400"}, ""),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, ""),
+        ({"retry-after-ms": "inf"}, ""),
+        ({}, "try again in " + "9" * 400 + "s"),
+    ],
+)
+def test_a_time_beyond_all_reason_is_none(headers: dict[str, str], message: str) -> None:
+    found = answer(429, error(None, message), headers)
+    assert (found.until, found.retry_after) == (None, None)
+    assert errors.unserved(found).event()
 
 
 # --- times, most trusted first (protocol.md 6.4); each line is one source, told as (until, retry_after) ---

@@ -16,6 +16,10 @@ K = FailureKind
 REPLIES = [
     errors.bad_request("invalid_json", "m"),
     errors.previous_response_not_found("resp_1"),
+    errors.not_found("conv_1"),
+    errors.not_offered(),
+    errors.all_cooling(None, 0.0),
+    errors.outcome_unknown(),
     errors.all_exhausted(None, 0.0),
     errors.all_exhausted(1060.0, 1000.0),
     errors.no_credential("m"),

@@ -69,6 +69,13 @@ def reasons(choice: Choice) -> dict[str, str]:
     return {each.credential.name: each.passed_over for each in choice.candidates}
 
 
+SHARES = [(1.0, 1.0, 1.0), (2.0, 1.0, 1.0), (5.0, 3.0, 2.0), (10.0, 0.5)]
+
+
+def weighed(weights: Sequence[float]) -> list[Credential]:
+    return [credential(f"c{index}", weight=weight) for index, weight in enumerate(weights)]
+
+
 every_strategy = pytest.mark.parametrize("strategy", list(Strategy))
 
 
@@ -159,6 +166,94 @@ def test_a_lower_tier_is_used_first_and_the_next_only_when_it_is_gone(strategy: 
 
 def test_an_empty_pool_serves_nobody() -> None:
     assert choose(pool=[]) == Choice(None, [])
+
+
+# --- only one, one transport, one affinity ---
+
+
+def test_only_the_one_that_is_named_serves() -> None:
+    assert taken(wish=Wish("m", only="two")) == {"two"}
+    assert taken(wish=Wish("m", "one", only="two")) == {"two"}
+    assert name(choose(Wish("m", only="gone"))) is None
+    assert name(choose(Wish("m", only="two"), health=rows(row(TWO, S.COOLING)))) is None
+    assert name(choose(Wish("m", boundary="south", only="two"))) is None
+    assert reasons(choose(Wish("m", only="two"))) == {"one": "boundary", "two": "", "three": "boundary"}
+
+
+def test_only_who_speaks_the_transport_serves() -> None:
+    pool = [ONE, credential("http", transports=("http",)), credential("both", transports=("websocket", "http"))]
+    assert taken(pool=pool) == {"one", "http", "both"}
+    assert taken(pool=pool, wish=Wish("m", "one", transport="http")) == {"http", "both"}
+    assert taken(pool=pool, wish=Wish("m", transport="websocket")) == {"one", "both"}
+    choice = choose(Wish("m", transport="http"), pool=[ONE, TWO])
+    assert (choice.credential, reasons(choice)) == (None, {"one": "transport", "two": "transport"})
+
+
+def test_who_cannot_serve_for_its_transport_does_not_count_against_soft_evidence() -> None:
+    """Two of three who could serve are out by it, so it is doubt and no more."""
+    pool = [ONE, TWO, THREE, *(credential(f"h{each}", transports=("http",)) for each in range(3))]
+    wish = Wish("m", "one", transport="websocket")
+    assert name(choose(wish, pool=pool, health=rows(soft(ONE), soft(TWO)))) == "one"
+    assert name(choose(Wish("m", "one"), pool=pool, health=rows(soft(ONE), soft(TWO)))) not in ("one", "two")
+
+
+def affine(word: str, **asked: object) -> str | None:
+    return name(choose(Wish("m", affinity=word, session=f"s{word}"), **asked))  # type: ignore[arg-type]
+
+
+@every_strategy
+def test_who_asks_with_the_same_word_comes_to_the_same_credential(strategy: Strategy) -> None:
+    pool = weighed((1.0, 2.0, 1.0))
+    for word in map(str, range(40)):
+        served = {
+            name(
+                choose(
+                    Wish("m", affinity=word, session=f"{chance}"),
+                    pool=pool[chance % 3 :] + pool[: chance % 3],
+                    loads=Loads(in_flight={f"c{chance % 3}": 50}, bound={"c1": chance}),
+                    chance=chance,
+                    strategy=strategy,
+                )
+            )
+            for chance in range(12)
+        }
+        assert len(served) == 1
+
+
+@pytest.mark.parametrize("weights", SHARES)
+def test_words_are_spread_by_weight(weights: Sequence[float]) -> None:
+    pool = weighed(weights)
+    served = Counter(affine(f"w{each}", pool=pool) for each in range(3000))
+    for each in pool:
+        assert served[each.name] / 3000 == pytest.approx(each.weight / sum(weights), abs=0.03)
+
+
+def test_only_the_words_that_must_move_move_when_one_joins_or_is_out() -> None:
+    pool = weighed((1.0, 1.0, 2.0))
+    words = [f"w{each}" for each in range(600)]
+    before = {word: affine(word, pool=pool) for word in words}
+    joined = {word: affine(word, pool=[credential("new"), *pool]) for word in words}
+    assert {word for word in words if joined[word] != before[word]} == {w for w in words if joined[w] == "new"}
+    out = {word: affine(word, pool=pool, health=rows(row(pool[2], S.COOLING))) for word in words}
+    assert {word for word in words if out[word] != before[word]} == {w for w in words if before[w] == "c2"}
+
+
+def test_nothing_of_an_affinity_outranks_health_a_pin_or_a_tier() -> None:
+    word = next(each for each in map(str, range(99)) if affine(each) == "one")
+    for worse in (row(ONE, S.COOLING), row(ONE, S.SUSPECT), soft(ONE)):
+        assert affine(word, health=rows(worse)) in ("two", "three")
+    assert affine(word, health=rows(AuthHealth(endpoint_subject(ONE), S.COOLING, NOW + 9))) in ("two", "three")
+    assert affine(word, loads=Loads(own={"one": 1}, caps={"one": 1})) == "one", "without a cap of its own"
+    capped = credential("one", max_in_flight=1)
+    assert affine(word, pool=[capped, TWO, THREE], loads=Loads(own={"one": 1})) in ("two", "three")
+    assert name(choose(Wish("m", "two", affinity=word))) == "two"
+    assert affine(word, pool=[credential("one", priority=1), TWO, THREE]) in ("two", "three")
+    assert name(choose(Wish("m", affinity=word, excluded=frozenset({ONE.key})))) in ("two", "three")
+
+
+def test_explains_an_affinity() -> None:
+    wish = Wish("m", affinity="w")
+    assert [each.why for each in explain(choose(wish), wish, Strategy.LEAST_LOADED)] == ["affinity", "behind", "behind"]
 
 
 # --- soft evidence ---
@@ -320,12 +415,6 @@ def test_spreads_load_by_weight(kind: str) -> None:
 
 # --- strategies ---
 
-SHARES = [(1.0, 1.0, 1.0), (2.0, 1.0, 1.0), (5.0, 3.0, 2.0), (10.0, 0.5)]
-
-
-def weighed(weights: Sequence[float]) -> list[Credential]:
-    return [credential(f"c{index}", weight=weight) for index, weight in enumerate(weights)]
-
 
 @pytest.mark.parametrize("weights", SHARES)
 @pytest.mark.parametrize("strategy", [s for s in Strategy if s is not Strategy.FILL_FIRST])
@@ -444,6 +533,7 @@ def anything(rng: Random) -> tuple[list[Credential], HealthSnapshot, Loads, Wish
             weight=rng.choice([0.5, 1.0, 4.0]),
             max_in_flight=rng.choice([0, 0, 2]),
             models=frozenset(rng.choice([(), (), ("m",), ("other",)])),
+            transports=rng.choice([("websocket",), ("websocket", "http"), ("websocket", "http"), ("http",)]),
         )
         for each in "abcd"[: rng.randint(1, 4)]
     ]
@@ -470,6 +560,10 @@ def anything(rng: Random) -> tuple[list[Credential], HealthSnapshot, Loads, Wish
         excluded=frozenset(rng.sample([each.key for each in pool], rng.choice((0, 0, 1)))),
         avoided=rng.choice([None, None, None, rng.choice(names)]),
         session=f"{rng.random()}",
+        only=rng.choice([None, None, None, rng.choice(names)]),
+        transport=rng.choice(["", "", "websocket", "http"]),
+        affinity=rng.choice(["", f"{rng.random()}"]),
+        pinned=rng.random() < 0.7,
     )
     loads = Loads(
         in_flight={each: rng.randrange(9) for each in names},
@@ -486,8 +580,8 @@ def anything(rng: Random) -> tuple[list[Credential], HealthSnapshot, Loads, Wish
 
 @every_strategy
 def test_a_pin_that_may_be_kept_is_the_one_that_would_be_chosen(strategy: Strategy) -> None:
-    rng, kept, lost = Random(7), 0, 0
-    for _ in range(1500):
+    rng, kept, lost, asked = Random(7), 0, 0, 0
+    for _ in range(2000):
         pool, health, loads, wish = anything(rng)
         pinned = next((each for each in pool if each.name == wish.preferred), None)
         if pinned is None:
@@ -495,6 +589,7 @@ def test_a_pin_that_may_be_kept_is_the_one_that_would_be_chosen(strategy: Strate
         choice = choose(wish, pool=pool, health=health, loads=loads, chance=rng.randrange(99), strategy=strategy)
         if keep(pinned, health, loads, wish, now=NOW):
             kept += 1
+            asked += bool(wish.only and wish.transport and wish.affinity)
             assert choice.credential is pinned
         elif choice.credential is not pinned:
             lost += 1
@@ -502,7 +597,7 @@ def test_a_pin_that_may_be_kept_is_the_one_that_would_be_chosen(strategy: Strate
             # what only a look at all can tell: spared, out on soft evidence, avoided, or licensed
             verdict = health.verdict(pinned, "m", NOW)
             assert wish.avoided == pinned.name or verdict.rank in (2, 3, None)
-    assert kept > 250 and lost > 250
+    assert kept > 250 and lost > 250 and asked > 5
 
 
 @every_strategy
@@ -517,6 +612,7 @@ def test_takes_only_who_may_serve_and_says_why_of_everybody(strategy: Strategy) 
         for each in choice.candidates:
             of, verdict = each.credential, health.verdict(each.credential, "m", NOW)
             may = of.serves("m") and wish.boundary in (None, of.boundary) and of.key not in wish.excluded
+            may = may and wish.only in (None, of.name) and wish.transport in ("", *of.transports)
             may = may and not (of.max_in_flight and loads.own[of.name] >= loads.caps.get(of.name, of.max_in_flight))
             licensed = verdict.row is not None and verdict.row.subject in loads.licensed
             assert each.passed_over or (may and (verdict.usable or licensed))

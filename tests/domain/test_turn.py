@@ -44,6 +44,7 @@ from broker.domain.events import (
     NonePlaced,
     Opened,
     OutputBegan,
+    OwnerUnknown,
     ParentGone,
     PinMoved,
     PinStale,
@@ -90,11 +91,21 @@ def wish(
     boundary: str | None = None,
     tried: tuple[Credential, ...] = (),
     avoided: Credential | None = None,
+    pinned: bool | None = None,
+    only: str | None = None,
+    transport: str = "",
+    affinity: str = "",
 ) -> Place:
+    """Who is preferred is the session's pin, unless `pinned` says otherwise."""
+
     def name(of: Credential | None) -> str | None:
         return of.name if of is not None else None
 
-    return Place(Wish("m", name(preferred), boundary, frozenset(each.key for each in tried), name(avoided), "sid"))
+    keys = frozenset(each.key for each in tried)
+    by_pin = preferred is not None if pinned is None else pinned
+    return Place(
+        Wish("m", name(preferred), boundary, keys, name(avoided), "sid", only, transport, affinity, pinned=by_pin)
+    )
 
 
 def placed(on: Credential, nonce: str = "n2") -> Placed:
@@ -267,7 +278,7 @@ def test_a_successor_that_breaks_off_is_interrupted() -> None:
 def test_a_wish_names_the_session() -> None:
     one = turn(of=session(sid="mine"))
     talk = play(one) >> Began() << Place
-    assert talk.last(Place) == Place(Wish("m", session="mine"))
+    assert talk.last(Place) == Place(Wish("m", session="mine", pinned=False))
 
 
 def test_a_wish_names_the_session_that_the_parent_belongs_to() -> None:
@@ -279,6 +290,94 @@ def test_a_wish_names_the_session_that_the_parent_belongs_to() -> None:
 def test_a_turn_that_tries_a_credential_goes_like_any_other() -> None:
     talk = play(turn()) >> Began() << wish() >> Placed(A, "n2", "a licence") << Open(A) >> Opened(False) << send()
     assert talk >> OutputBegan(DELTA) << Absolve(A) << Relay((DELTA,))
+
+
+# --- what a request asks of a credential ---
+
+
+def test_a_wish_names_the_transport_and_the_affinity_at_every_placement() -> None:
+    talk = play(turn(transport="http", affinity="key")) >> Began() << wish(transport="http", affinity="key")
+    talk >> placed(A) << Open(A) >> Opened(False) << Send >> Failed(QUOTA) << Abandon() << Blame
+    assert talk << wish(A, tried=(A,), transport="http", affinity="key")
+
+
+def test_a_turn_for_which_nobody_speaks_the_transport_is_told_that_the_endpoint_is_not_offered() -> None:
+    for reasons in ({"transport"}, {"model", "transport"}):
+        talk = play(turn(transport="http")) >> Began() << Place >> NonePlaced(frozenset(reasons))
+        assert talk << Tell(errors.not_offered()) << End(Outcome.REQUEST_FAULT)
+    talk = play(turn(transport="http")) >> Began() << Place >> NonePlaced(frozenset({"transport", "busy"})) << Tell
+    assert talk << End(Outcome.EXHAUSTED)
+
+
+def test_the_owner_of_what_a_turn_names_is_asked_for_before_it_is_placed() -> None:
+    one = turn(needs=("conv_1",), binding="a conversation")
+    talk = play(one) >> Began() << Resolve(None, ("conv_1",)) >> Resolved(None, one.session, "south", "b")
+    assert talk << wish(boundary="south", only="b")
+
+
+def test_the_owner_is_asked_for_together_with_the_parent() -> None:
+    one = turn(previous="resp_0", needs=("cmp:1",), binding="a compaction item")
+    talk = play(one) >> Began() << Resolve("resp_0", ("cmp:1",)) >> Resolved(parent(B), session(pinned=pin(A)), "south")
+    assert talk << wish(A, boundary="south")
+
+
+def test_what_has_an_owner_that_nobody_knows_is_not_found_and_nothing_is_sent() -> None:
+    one = turn(needs=("conv_1",), binding="a conversation")
+    talk = play(one) >> Began() << Resolve >> OwnerUnknown("conv_1")
+    assert talk << Tell(errors.not_found("conv_1")) << End(Outcome.NOT_FOUND)
+    assert (one.outcome, one.session.pin) == (Outcome.NOT_FOUND, None)
+
+
+def test_a_turn_that_only_one_can_serve_stays_with_it_whatever_fails() -> None:
+    one = turn(needs=("conv_1",), binding="a conversation")
+    talk = play(one) >> Began() << Resolve >> Resolved(None, one.session, "south", "b") << Place >> placed(B) << Open(B)
+    talk >> Opened(False) << send() >> Failed(QUOTA) << Abandon() << Blame
+    assert talk << wish(B, boundary="south", tried=(B,), only="b")
+
+
+def test_a_chain_that_is_bound_elsewhere_than_what_the_turn_names_is_lost() -> None:
+    one = turn(previous="resp_0", needs=("cmp:1",), binding="a compaction item")
+    talk = play(one) >> Began() << Resolve >> Resolved(parent(A), session(), "south") << Place >> placed(B) << Open(B)
+    talk >> Opened(False) << Rebuild >> ChainBound("north")
+    assert talk << NOT_FOUND << End(Outcome.NOT_FOUND)
+
+
+# --- what never left ---
+
+UNSENT = failure(K.TRANSPORT_LOST, "ClientConnectorError", independent=True, unsent=True)
+
+
+def test_what_never_left_counts_as_a_failure_before_the_send() -> None:
+    talk = sent(turn()) >> Failed(UNSENT) << Abandon() << Blame(A, UNSENT, True) << wish(A, tried=(A,)) >> placed(B)
+    assert talk << FailOver(UNSENT, Phase.BEFORE_SEND) << Open(B)
+
+
+def test_what_never_left_is_no_placement_however_often() -> None:
+    talk = sent(turn(policy=Policy(placements=1)))
+    for following in (B, C, D):
+        talk >> Failed(UNSENT) << Abandon() << Blame << Place >> placed(following) << FailOver << Open(following)
+        talk >> Opened(False) << Send
+    assert talk >> OutputBegan(DELTA) << Absolve(D) << Relay
+
+
+def test_a_turn_of_a_conversation_that_never_left_is_sent_again() -> None:
+    talk = sent(turn(binding="a conversation")) >> Failed(UNSENT) << Abandon() << Blame
+    (
+        talk
+        << wish(A, boundary="north", tried=(A,))
+        >> placed(A2)
+        << FailOver
+        << Open(A2)
+        >> Opened(False)
+        << send(cause="transport_lost")
+    )
+    assert talk >> Failed(LOST) << Abandon() << Blame << Tell(errors.outcome_unknown()) << End(Outcome.UNSERVED)
+
+
+def test_a_turn_of_a_conversation_that_never_left_is_not_told_to_be_unknown() -> None:
+    talk = sent(turn(binding="a conversation")) >> Failed(UNSENT) << Abandon() << Blame << Place
+    talk >> NonePlaced(frozenset({"tried"})) << Place >> NonePlaced(frozenset({"tried"}))
+    assert talk << Tell(errors.unserved(UNSENT)) << End(Outcome.UNSERVED)
 
 
 # --- proof ---
@@ -947,7 +1046,8 @@ def test_what_only_the_store_knows_is_not_guessed(lost_in: str) -> None:
 )
 def test_a_turn_stays_in_the_boundary_of_what_it_needs(past: Parent, boundary: str | None) -> None:
     one = turn(previous="resp_0")
-    assert play(one) >> Began() << Resolve >> resolved(past, one) << wish(boundary=boundary)
+    keeper = None if past.meta is None else B
+    assert play(one) >> Began() << Resolve >> resolved(past, one) << wish(keeper, boundary=boundary, pinned=False)
 
 
 def test_what_binds_a_turn_lives_where_its_session_does() -> None:
@@ -1074,6 +1174,7 @@ SAMPLES: dict[type, Event] = {
         Succeeded(A, parent(), CREATED),
         Resolved(parent(), session()),
         ParentGone(),
+        OwnerUnknown("conv_1"),
         StoreLost(),
         Placed(A, "n"),
         NonePlaced(frozenset()),

@@ -39,13 +39,16 @@ from broker.domain.events import (
     NonePlaced,
     Opened,
     OutputBegan,
+    OwnerUnknown,
     Placed,
+    Resolved,
 )
 from broker.domain.failure import Failure, FailureKind, Phase
 from broker.domain.session import Pin
 from broker.domain.turn import MAX_DOUBTED, TRANSITIONS, State, Turn
+from broker.domain.wire import CONVERSATION
 from tests.domain.playbook import A, B, C, D, failure, parent, pin, session, turn
-from tests.domain.world import DOUBTS, FAULTS, PRNF, PROMISES, Broken, walk
+from tests.domain.world import DOUBTS, FAULTS, PRNF, PROMISES, UNSENT, Broken, World, walk
 from tests.domain.world import FAULT as REQUEST_FAULT
 
 WALKS = 6000
@@ -84,13 +87,37 @@ def test_the_walks_come_through_every_outcome_and_every_transition() -> None:
             seen.add((self.state, type(event)))
             return super().handle(event, now)
 
+    met: Counter[str] = Counter()
     for seed in range(WALKS // 3):
         if seed not in findings():
-            outcomes[walk(seed, Watched).ends[0]] += 1
+            world = walk(seed, Watched)
+            outcomes[world.ends[0]] += 1
+            met.update(name for name, is_so in what_was_met(world).items() if is_so)
     assert set(outcomes) == set(Outcome)
+    assert min(met[name] for name in what_was_met(world)) > 3, met
     assert outcomes[Outcome.COMPLETED] > WALKS // 12
     rest = {(state, kind.__name__) for state, kind in TRANSITIONS if (state, kind) not in seen}
     assert rest <= {(State.NEW, "Succeeded")}
+
+
+def what_was_met(world: World) -> dict[str, bool]:
+    """What a walk must come across now and then, or it proves nothing about it."""
+    request, served = world.turn.request, world.ends == [Outcome.COMPLETED]
+    unsent = any(found.unsent for _, found, _ in world.failures)
+    lacking = any(request.transport not in ("", *each.transports) for each in world.pool)
+    return {
+        "served by its owner": served and world.only is not None and len(world.pool) > 1,
+        "served in its boundary": served and world.home is not None and world.only is None,
+        "an owner who has left": world.home is not None and world.home not in {each.boundary for each in world.pool},
+        "nobody knows the owner": world.unknown,
+        "moved because it never left": served and unsent,
+        "a conversation moved because it never left": served and unsent and request.binding == CONVERSATION,
+        "a conversation that may have run": world.may_have_run and request.binding == CONVERSATION,
+        "others lack the transport": served and lacking,
+        "nobody has the transport": not any(request.transport in ("", *each.transports) for each in world.pool),
+        "served and not recorded": served and not request.recorded,
+        "served by affinity": served and bool(request.affinity),
+    }
 
 
 # --- planted bugs: each is a machine with one fault, and the promise that must notice it ---
@@ -447,6 +474,94 @@ class ComesBackToAnybody(Turn):
         return len([c for c, _ in self.failures if c is self.credential]) <= 1
 
 
+class ForgetsWhoseItIs(Turn):
+    """A turn that only one credential can serve is placed on any of its boundary."""
+
+    def _place(self) -> list[Command]:
+        return [_wishing(c, only=None) for c in Turn._place(self)]
+
+
+class ForgetsTheOwner(Rewired):
+    """What the store says about the owner is passed over."""
+
+    def _resolve(self, event: Resolved, now: float) -> list[Command]:
+        return Turn._resolved(self, structs.replace(event, boundary=None, only=None), now)
+
+    rewired: ClassVar = {(State.RESOLVING, Resolved): _resolve}
+
+
+class AsksNoOwner(Rewired):
+    """A turn that continues nothing is placed at once, whatever it names."""
+
+    def _begin(self, event: Event, now: float) -> list[Command]:
+        self.started = now
+        return Turn._began(self, events.Began(), now) if self.request.previous_response_id else self._place()
+
+    rewired: ClassVar = {(State.NEW, events.Began): _begin}
+
+
+class ServesWhatNobodyKnows(Rewired):
+    """A thing whose owner is unknown is left to the vendors."""
+
+    def _serve(self, event: OwnerUnknown, now: float) -> list[Command]:
+        return self._place()
+
+    rewired: ClassVar = {(State.RESOLVING, OwnerUnknown): _serve}
+
+
+class ForgetsTheTransport(Turn):
+    """A turn is placed on whoever is there, whatever its endpoint speaks."""
+
+    def _place(self) -> list[Command]:
+        return [_wishing(c, transport="") for c in Turn._place(self)]
+
+
+class TakesUnsentForSent(Rewired):
+    """What never left is taken for what may have run."""
+
+    def _fail(self, event: Failed, now: float) -> list[Command]:
+        return Turn._failed(self, Failed(replace(event.failure, unsent=False)), now)
+
+    rewired: ClassVar = {(State.WAITING, Failed): _fail}
+
+
+class CountsWhatNeverLeft(Turn):
+    """A send that never left is a placement like any other."""
+
+    def _out_of_bounds(self, failure: Failure, now: float) -> bool:
+        if failure.unsent:
+            self._spent[failure.kind] = self._spent.get(failure.kind, 0) + 1
+        return Turn._out_of_bounds(self, failure, now)
+
+
+class TakesTheNextForUnsent(Rewired):
+    """After one send that never left, nothing counts as sent any more."""
+
+    def _fail(self, event: Failed, now: float) -> list[Command]:
+        before = any(failure.unsent for _, failure in self.failures)
+        return Turn._failed(self, Failed(replace(event.failure, unsent=before or event.failure.unsent)), now)
+
+    rewired: ClassVar = {(State.WAITING, Failed): _fail}
+
+
+class RepeatsInAConversation(Turn):
+    """A turn that may stand in a conversation of the vendor's is sent again."""
+
+    def _would_repeat(self, failure: Failure) -> bool:
+        return False
+
+
+class NeverRepeatsInAConversation(Turn):
+    """A turn of a conversation is not sent again although it never left."""
+
+    def _would_repeat(self, failure: Failure) -> bool:
+        return failure.row.executed and self.request.binding == CONVERSATION
+
+
+def _wishing(command: Command, **changes: str | None) -> Command:
+    return Place(structs.replace(command.wish, **changes)) if isinstance(command, Place) else command
+
+
 PLANTED: dict[type[Turn], str] = {
     RelaysBeforeOutput: "held back",
     SkipsCommit: "written first",
@@ -488,6 +603,16 @@ PLANTED: dict[type[Turn], str] = {
     LeavesWhoLimitsItsRate: "completes",
     ComesBackForEver: "placed well",
     ComesBackToAnybody: "placed well",
+    ForgetsWhoseItIs: "kept to its owner",
+    ForgetsTheOwner: "kept to its owner",
+    AsksNoOwner: "owners are asked",
+    ServesWhatNobodyKnows: "owners are asked",
+    ForgetsTheTransport: "speaks its transport",
+    TakesUnsentForSent: "unsent is free",
+    CountsWhatNeverLeft: "completes",
+    TakesTheNextForUnsent: "unsent is free",
+    RepeatsInAConversation: "not twice",
+    NeverRepeatsInAConversation: "completes",
 }
 BUDGET = 3000
 
@@ -507,16 +632,22 @@ def test_a_planted_bug_is_noticed(machine: type[Turn]) -> None:
 # --- events in any order that the table takes, whatever was asked ---
 
 
-REASONS = ["tried", "exhausted", "busy", "model", "cooling", "half_open", "ramping"]
+REASONS = ["tried", "exhausted", "busy", "model", "transport", "cooling", "half_open", "ramping"]
 
 
 def any_event(kind: type, rng: Random, number: int) -> Event:
     raw = b"%d %b" % (number, kind.__name__.encode())
-    faults = [*FAULTS.values(), PRNF, REQUEST_FAULT, failure(FailureKind.CIPHERTEXT_FOREIGN)]
+    faults = [*FAULTS.values(), *UNSENT, PRNF, REQUEST_FAULT, failure(FailureKind.CIPHERTEXT_FOREIGN)]
     who = rng.choice([A, B, C, D])
     made: dict[type, Callable[[], Event]] = {
         events.Succeeded: lambda: events.Succeeded(who, parent(), raw),
-        events.Resolved: lambda: events.Resolved(parent(who, seen=rng.random() < 0.5), session(pinned=pin(A))),
+        Resolved: lambda: Resolved(
+            parent(who, seen=rng.random() < 0.5),
+            session(pinned=pin(A)),
+            rng.choice([None, who.boundary]),
+            rng.choice([None, who.name]),
+        ),
+        OwnerUnknown: lambda: OwnerUnknown("conv_1"),
         Placed: lambda: Placed(who, f"n{number}", rng.choice(["", "a licence"])),
         NonePlaced: lambda: NonePlaced(frozenset(rng.sample(REASONS, 2))),
         events.PinMoved: lambda: events.PinMoved(pin(who, number)),
@@ -526,7 +657,9 @@ def any_event(kind: type, rng: Random, number: int) -> Event:
         Announced: lambda: Announced(raw),
         events.OutputBegan: lambda: events.OutputBegan(raw),
         Completed: lambda: Completed(raw),
-        Failed: lambda: Failed(replace(rng.choice(faults), independent=rng.random() < 0.3)),
+        Failed: lambda: Failed(
+            replace(rng.choice(faults), independent=rng.random() < 0.3, unsent=rng.random() < 0.1),
+        ),
         Committed: lambda: Committed(pin(who, number) if rng.random() < 0.5 else None, False),
     }
     if kind in made:
@@ -539,7 +672,8 @@ def any_event(kind: type, rng: Random, number: int) -> Event:
 def test_any_order_of_events_ends_once_with_an_outcome(part: int) -> None:
     for seed in range(part * 500, part * 500 + 500):
         rng = Random(seed)
-        one = turn(of=session(pinned=pin(A)), previous=rng.choice([None, "resp_0"]))
+        needs = rng.choice([(), (), ("conv_1",)])
+        one = turn(of=session(pinned=pin(A)), previous=rng.choice([None, "resp_0"]), needs=needs)
         said: list[Command] = []
         for number in range(80):
             kinds = sorted((kind for state, kind in TRANSITIONS if state is one.state), key=lambda kind: kind.__name__)

@@ -13,10 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.domain.wire import (
+    COMPACTION,
+    CONVERSATION,
+    MAX_MODEL,
     BadFrame,
     EventKind,
     Garbage,
+    as_body,
+    as_frame,
     binds,
+    check_fields,
+    compaction_name,
     done_item,
     error_event,
     event_kind,
@@ -27,10 +34,18 @@ from broker.domain.wire import (
     input_items,
     items_bind,
     join,
+    made,
+    owned,
+    read_client_body,
     read_client_frame,
     response_of,
     rewrite,
+    streaming,
+    warms_up,
+    whole_response,
+    with_lane,
     with_status,
+    without,
 )
 
 fixed = settings(derandomize=True, deadline=None, database=None, max_examples=60)
@@ -204,6 +219,223 @@ def test_whatever_comes_is_read_or_refused(raw: bytes) -> None:
     assert event_lane(raw) is None
 
 
+# --- bodies over HTTP, and frames made of them ---
+
+OTHER_WAY = {"type", "stream_id", "generate", "stream", "stream_options", "background"}
+requests = st.dictionaries(
+    keys.filter(lambda key: key not in OTHER_WAY) | st.sampled_from(["model", "input"]), written, max_size=6
+)
+beside = st.dictionaries(st.sampled_from(sorted(OTHER_WAY)), st.sampled_from([b"true", b"null", b'"x"', b"{}"]))
+
+
+def read_body(raw: bytes) -> tuple[str | None, tuple[str, ...]]:
+    body = read_client_body(raw)
+    binding = binds(raw, body)
+    return binding, owned(body, binding)
+
+
+@fixed
+@given(requests, beside, spaces)
+def test_a_body_becomes_a_create_and_keeps_the_bytes_of_all_else(
+    parts: dict[str, bytes], more: dict[str, bytes], space: bytes
+) -> None:
+    frame = raw_fields(as_frame(frame_of({**more, **parts}, space)))
+    assert frame == {"type": b'"response.create"', **parts}
+    assert list(frame) == ["type", *parts]
+
+
+@fixed
+@given(requests, beside, spaces)
+def test_a_create_becomes_a_body_that_asks_for_a_stream(
+    parts: dict[str, bytes], more: dict[str, bytes], space: bytes
+) -> None:
+    more = {**more, "type": b'"response.create"'}
+    body, generates = as_body(frame_of({**more, **parts}, space))
+    assert raw_fields(body) == {**parts, "stream": b"true"}
+    assert list(fields(body)) == [*parts, "stream"]
+    assert generates
+
+
+def test_a_warm_up_becomes_a_body_and_is_told_to_be_one() -> None:
+    assert as_body(b'{"type":"response.create","generate": false ,"a":1.0}') == (b'{"a":1.0,"stream":true}', False)
+    assert as_body(b'{"type":"response.create","generate":null}')[1]
+
+
+@pytest.mark.parametrize("name", ["stream_id", "generate"])
+def test_refuses_in_a_body_what_only_a_frame_may_hold(name: str) -> None:
+    with pytest.raises(BadFrame) as refused:
+        check_fields(b'{"input":"x","%b": null}' % name.encode())
+    assert (refused.value.code, refused.value.param) == ("unknown_parameter", name)
+    text = json.dumps({"input": f'say "{name}": "x"', "metadata": {name: "x"}, "input_of": [name]})
+    check_fields(text.encode())
+
+
+def test_a_body_smuggles_nothing_into_a_frame_however_it_is_spelled() -> None:
+    raw = rb'{"t\u0079pe":"response.steer","stream\u005fid":"other","gener\u0061te":false,"a":1.0}'
+    assert as_frame(raw) == b'{"type":"response.create","a":1.0}'
+
+
+@fixed
+@given(objects, spaces, st.sets(st.sampled_from(["stream", "background", "stream_id"])))
+def test_leaves_out_the_fields_it_was_told_to_and_no_byte_more(
+    parts: dict[str, bytes], space: bytes, names: set[str]
+) -> None:
+    original = {"stream": b"1.0", "stream_id": b'"s"', **parts, "last": b'"background"'}
+    raw = frame_of(original, space)
+    assert raw_fields(without(raw, *names)) == {name: v for name, v in original.items() if name not in names}
+    if not names & set(original):
+        assert without(raw, *names) is raw
+
+
+def test_a_frame_that_only_speaks_of_a_field_comes_back_as_the_very_bytes() -> None:
+    raw = b'{ "input":"the \\"stream_id\\"", "metadata":{"stream_id":"x"} }'
+    assert without(raw, "stream_id") is raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "warms"),
+    [
+        (b'{"generate":false}', True),
+        (b'{"x":1, "generate" :\tfalse }', True),
+        (b'{"generate":true}', False),
+        (b'{"generate":null}', False),
+        (b'{"generate":"false"}', False),
+        (b'{"metadata":{"generate":false}}', False),
+        (b'{"input":"generate"}', False),
+        (b"{}", False),
+    ],
+)
+def test_knows_a_warm_up(raw: bytes, warms: bool) -> None:
+    assert warms_up(raw) is warms
+
+
+@fixed
+@given(objects, spaces)
+def test_asking_for_a_stream_keeps_all_bytes(parts: dict[str, bytes], space: bytes) -> None:
+    assert raw_fields(streaming(frame_of({"stream": b"false", **parts}, space))) == {**parts, "stream": b"true"}
+
+
+def test_reads_the_fields_of_a_body_and_takes_null_for_absence() -> None:
+    names = ("model", "previous_response_id", "store", "stream", "background", "prompt_cache_key")
+    for raw in (b"{}", b"{%b}" % b",".join(b'"%b":null' % name.encode() for name in names)):
+        assert [getattr(read_client_body(raw), name) for name in names] == [None] * 6
+    told = read_client_body(b'{"store":false,"stream":true,"background":false,"prompt_cache_key":"k","unknown":1e400}')
+    assert (told.store, told.stream, told.background, told.prompt_cache_key) == (False, True, False, "k")
+
+
+@pytest.mark.parametrize("raw", [*BAD, DEEP, b'{"x":' + DEEP + b"}"])
+def test_refuses_a_body_that_is_no_json_object(raw: bytes) -> None:
+    with pytest.raises(BadFrame) as refused:
+        read_client_body(raw)
+    assert refused.value.code == "invalid_json"
+    assert "body" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("model", b"7"), ("store", b'"no"'), ("stream", b"1"), ("background", b"{}"), ("prompt_cache_key", b"[]")],
+)
+def test_names_the_field_of_a_body_whose_type_is_wrong(field: str, value: bytes) -> None:
+    with pytest.raises(BadFrame) as refused:
+        read_client_body(b'{"%b":%b}' % (field.encode(), value))
+    assert (refused.value.code, refused.value.param) == ("invalid_type", field)
+
+
+@pytest.mark.parametrize("read", [read_client_body, read_client_frame])
+def test_a_name_of_a_model_is_bounded(read: Any) -> None:
+    read(b'{"model":"%b"}' % (b"m" * MAX_MODEL))
+    with pytest.raises(BadFrame) as refused:
+        read(b'{"model":"%b"}' % (b"m" * (MAX_MODEL + 1)))
+    assert refused.value.param == "model"
+
+
+# --- what has an owner ---
+
+CIPHER = compaction_name("gAAA")
+ODD_INPUTS: list[Any] = ["compaction", 7, 1.5, True, None, {}, []]
+
+
+@pytest.mark.parametrize(
+    ("asked", "binding", "names"),
+    [
+        ({"conversation": "conv_1"}, CONVERSATION, ("conv_1",)),
+        ({"conversation": {"id": "conv_1"}}, CONVERSATION, ("conv_1",)),
+        ({"conversation": {"id": 7}}, CONVERSATION, ()),
+        ({"conversation": {}}, CONVERSATION, ()),
+        ({"conversation": ""}, CONVERSATION, ()),
+        ({"conversation": 7}, CONVERSATION, ()),
+        ({"conversation": True}, CONVERSATION, ()),
+        ({"conversation": ["conv_1"]}, CONVERSATION, ()),
+        ({"input": [{"type": "compaction", "encrypted_content": "gAAA"}]}, COMPACTION, (CIPHER,)),
+        ({"input": [{"type": "compaction_summary", "encrypted_content": "gAAA", "id": "x"}]}, COMPACTION, (CIPHER,)),
+        ({"input": [{"type": "compaction", "encrypted_content": 7}]}, COMPACTION, ()),
+        ({"input": [{"type": "compaction", "encrypted_content": ["gAAA"]}]}, COMPACTION, ()),
+        (
+            {"input": [7, None, "compaction", {"type": "compaction", "encrypted_content": "gAAA"}]},
+            COMPACTION,
+            (CIPHER,),
+        ),
+        ({"input": {"type": "compaction", "encrypted_content": "gAAA"}}, COMPACTION, ()),
+        *(
+            ({"input": odd, "tools": [{"type": "compaction", "encrypted_content": "gAAA"}]}, COMPACTION, ())
+            for odd in ODD_INPUTS
+        ),
+        ({"input": [{"type": "input_file", "file_id": "f"}]}, "a file id", ()),
+        ({"input": "compaction"}, None, ()),
+        ({"input": [{"type": "reasoning", "encrypted_content": "gAAA"}]}, None, ()),
+        ({"conversation": None, "input": 5}, None, ()),
+    ],
+)
+def test_knows_what_has_an_owner_and_survives_every_wrong_type(
+    asked: dict[str, Any], binding: str | None, names: tuple[str, ...]
+) -> None:
+    assert read_body(orjson.dumps(asked)) == (binding, names)
+    raw = create(**{"input": None, **asked})
+    frame = read_client_frame(raw)[0]
+    assert (binds(raw, frame), owned(frame, binding)) == (binding, names)
+
+
+def test_every_compaction_item_is_named_in_its_order() -> None:
+    items = [{"type": "compaction", "encrypted_content": each} for each in ("one", "two")]
+    assert read_body(orjson.dumps({"input": items}))[1] == (compaction_name("one"), compaction_name("two"))
+
+
+@fixed
+@given(st.sampled_from(["conversation", "input", "tools", "prompt"]), json_values, st.sampled_from(["compaction", "x"]))
+def test_no_type_of_a_value_breaks_what_looks_for_owners(name: str, value: object, kind: str) -> None:
+    item = {"type": kind, "encrypted_content": value, "content": [value]}
+    for held in (value, [value], [item], item):
+        raw = _surrogates_aside(json.dumps({name: held}))
+        if raw != b'"half"':
+            with contextlib.suppress(BadFrame):
+                read_body(raw)
+
+
+def test_the_name_of_a_compaction_item_does_not_give_away_what_it_holds() -> None:
+    assert compaction_name("gAAA") != compaction_name("gAAB")
+    assert "gAAA" not in CIPHER
+    assert len(compaction_name("x" * 1_000_000)) == len(CIPHER) == 36
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ({"object": "conversation", "id": "conv_1"}, ("conv_1",)),
+        ({"object": "conversation", "id": 7}, ()),
+        ({"object": "response.compaction", "output": [{"type": "compaction", "encrypted_content": "gAAA"}]}, (CIPHER,)),
+        ({"output": [7, None, {"encrypted_content": 7}, {}]}, ()),
+        ({"output": {"encrypted_content": "gAAA"}}, ()),
+        ({"output": "gAAA"}, ()),
+        ({"id": "conv_1"}, ()),
+        ([], ()),
+        ("conversation", ()),
+        (None, ()),
+    ],
+)
+def test_knows_what_an_answer_has_made(body: object, names: tuple[str, ...]) -> None:
+    assert made(orjson.dumps(body)) == names
+
+
 # --- upstream events ---
 
 KINDS = [
@@ -302,6 +534,50 @@ def test_takes_what_is_nested_too_deeply_for_garbage(read: Any) -> None:
 
 def test_a_deep_event_has_no_lane() -> None:
     assert event_lane(b'{"type":"x","item":%b,"stream_id":"s"}' % DEEP) is None
+
+
+ITEMS = b'[{"n":1.0}]'
+
+
+@pytest.mark.parametrize(
+    ("response", "outputs", "whole"),
+    [
+        (b'{"id":"r", "output":[ {"n":2.0} ]}', ITEMS, None),
+        (b'{"id":"r", "output":[ {"n":2.0} ]}', b"[]", None),
+        (b'{"id":"r", "output":[]}', b"[]", None),
+        (b'{"id":"r", "x":1.0}', b"[]", None),
+        (b'{"id":"r", "output":[],"x":{"a" : 1.00}}', ITEMS, b'{"id":"r","output":[{"n":1.0}],"x":{"a" : 1.00}}'),
+        (b'{"id":"r", "output":null}', ITEMS, b'{"id":"r","output":[{"n":1.0}]}'),
+        (b'{"id":"r"}', ITEMS, b'{"id":"r","output":[{"n":1.0}]}'),
+        (b"{}", ITEMS, b'{"output":[{"n":1.0}]}'),
+    ],
+)
+def test_takes_the_whole_response_out_of_its_end(response: bytes, outputs: bytes, whole: bytes | None) -> None:
+    raw = b'{"type":"response.completed","response": %b ,"x":1}' % response
+    assert whole_response(raw, outputs) == (response if whole is None else whole)
+
+
+@pytest.mark.parametrize("outputs", [b"[]", ITEMS])
+@pytest.mark.parametrize(
+    "raw", [b'{"type":"response.done"}', b'{"response":null}', b'{"response":7}', b'{"response":[]}', b"[]", b"", DEEP]
+)
+def test_an_end_without_a_response_is_garbage(raw: bytes, outputs: bytes) -> None:
+    with pytest.raises(Garbage):
+        whole_response(raw, outputs)
+
+
+def test_names_the_lane_of_an_event_that_names_none() -> None:
+    assert with_lane(b'{"type":"x", "n":1.0}', "s") == b'{"type":"x","n":1.0,"stream_id":"s"}'
+    named = b'{"type":"x", "stream_id":"t"}'
+    assert with_lane(named, "s") is named
+    for raw in (b'{"type":"x","\xff":1}', b'{"type":"x","item":%b}' % DEEP, b'{"type":"x",'):
+        with pytest.raises(Garbage):
+            with_lane(raw, "s")
+
+
+def test_an_error_that_cannot_be_cut_keeps_its_bytes() -> None:
+    raw = b'{"type":"error","error":%b}' % DEEP
+    assert with_status(raw, 400) is raw
 
 
 # --- what binds a turn to a boundary ---

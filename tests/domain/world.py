@@ -51,6 +51,7 @@ from broker.domain.events import (
     NonePlaced,
     Opened,
     OutputBegan,
+    OwnerUnknown,
     ParentGone,
     PinMoved,
     PinStale,
@@ -60,12 +61,13 @@ from broker.domain.events import (
     Resolved,
     StoreLost,
 )
-from broker.domain.failure import Effect, Failure, FailureKind
+from broker.domain.failure import Effect, Failure, FailureKind, Phase
 from broker.domain.health import AuthHealth, HealthReport, HealthState, credential_subject, merge
 from broker.domain.selection import Candidate, Choice, Loads, Wish, select
 from broker.domain.session import Pin
 from broker.domain.snapshot import HealthSnapshot
 from broker.domain.turn import OutOfTurn, Policy, State, Turn
+from broker.domain.wire import COMPACTION, CONVERSATION
 from tests.domain.playbook import FRAME, credential, failure, parent, session, turn
 
 K = FailureKind
@@ -82,6 +84,10 @@ PROMISES = {
     "no amnesia": "what is sent is a rebuilt chain, or the client's own frame where its parent is, or needs none",
     "not twice": "a turn that may stand in a conversation of the vendor's already is not sent again",
     "placed well": "no credential is opened that is blocked, or out of reach, or has failed this turn already",
+    "owners are asked": "a turn that names what has an owner is placed only when the owner is known",
+    "kept to its owner": "what one credential, or one boundary, alone can reach goes to nobody else",
+    "speaks its transport": "no credential is opened whose endpoint does not speak what the turn needs",
+    "unsent is free": "what never left is no placement, has not run, and counts as a failure before the send",
     "faults harm nobody": "a fault of the request changes no health and moves no pin, and ends the turn",
     "poison confirms nothing": "a request that everybody refuses alike is told so, and confirms nothing",
     "confirmed by success": "who refused what another then serves is confirmed to be at fault, once",
@@ -128,6 +134,12 @@ FAULTS = {
     "closed": failure(K.TRANSPORT_LOST, "close_1001", orderly=True),
     "expired": failure(K.CONNECTION_EXPIRED, "websocket_connection_limit_reached", status=400),
 }
+UNSENT = [
+    failure(K.TRANSPORT_LOST, "ClientConnectorError", independent=True, unsent=True),
+    failure(K.AUTH_REJECTED, "invalid_api_key", status=401, names_key=True, independent=True, unsent=True),
+    failure(K.OVERLOADED, "", status=503, independent=True, unsent=True),
+]
+"""Over HTTP a request may find out only when it is sent that it cannot leave."""
 FAULT = failure(K.REQUEST_FAULT, "invalid_value", status=400, raw=b'{"type":"error","status":400}')
 GENERIC_404 = failure(K.REQUEST_FAULT, "", status=404, raw=b'{"type":"error","status":404}')
 PRNF = failure(K.CONTINUATION_LOST, "previous_response_not_found", status=400, raw=b'{"type":"error","status":400}')
@@ -162,7 +174,9 @@ class World:
     def __post_init__(self) -> None:
         rng = self.rng
         self.elapsed = 0.0
-        self.pool = [credential(name, rng.choice(["north", "north", "south"])) for name in "abcd"[: rng.randint(1, 4)]]
+        self.cut_off = rng.random() < 0.08
+        size = 4 if self.cut_off else rng.randint(1, 4)
+        self.pool = [self._credential(name) for name in "abcd"[:size]]
         self.gloomy = rng.random() < 0.1
         self.tempers = {each.name: self._temper() for each in self.pool}
         self.health = HealthSnapshot()
@@ -183,6 +197,8 @@ class World:
         self.poison_announces = rng.random() < 0.3
         self.loads = Loads(licensed=set(), started={})
         self._sicken()
+        self.only: str | None = None
+        self.home: str | None = None
         self.turn = self._make_turn()
         self.before = self.turn.session.pin
         self.stored_pin = self.before
@@ -213,6 +229,8 @@ class World:
         self.committed = False
         self.overdue = False
         self.may_have_run = False
+        self.resolved = False
+        self.unknown = False
         self.told: Tell | None = None
         self.ends: list[Outcome] = []
         self.lost_chain = False
@@ -220,15 +238,24 @@ class World:
         self.gone = False
         self.late = False
 
+    def _credential(self, name: str) -> Credential:
+        transports = self.rng.choice([("websocket", "http"), ("websocket", "http"), ("http",), ("websocket",)])
+        return credential(name, self.rng.choice(["north", "north", "south"]), transports=transports)
+
     def _temper(self) -> Temper:
         rng = self.rng
         if self.gloomy:
             # nearly everybody refuses, each in a way of its own
             return Temper(FAULTS[rng.choice(["key", "permission", "model", "lost", "quota"])], "sent")
+        if self.cut_off:
+            # nearly nobody can be reached, which turns out when a request is to leave
+            return Temper(UNSENT[0], "sent") if rng.random() < 0.75 else Temper()
         if rng.random() < 0.4:
             return Temper()
         if rng.random() < 0.1:
             return Temper(foreign=True)
+        if rng.random() < 0.15:
+            return Temper(rng.choice(UNSENT), "sent", rng.choice([1, 2, 99]))
         when = rng.choice(["opening", "sent", "sent", "announced", "announced", "shown"])
         return Temper(FAULTS[rng.choice([*FAULTS, "expired"])], when, rng.choice([1, 1, 2, 99, 99]))
 
@@ -263,7 +290,11 @@ class World:
         }[shape]
         self.owner = owner
         self.chain_bound = shape == "known" and rng.random() < 0.15
-        binding = "a conversation" if shape == "none" and rng.random() < 0.15 else None
+        conversing = shape == "none" and rng.random() < (0.6 if self.cut_off else 0.15)
+        binding = CONVERSATION if conversing else None
+        needs = self._name_something() if binding is None and rng.random() < 0.15 else ()
+        if needs:
+            binding = CONVERSATION if self.only is not None else COMPACTION
         boundaries = {owner.boundary} if self.past is not None else set()
         of = session(pinned=pinned, incremental_disabled=rng.random() < 0.15, boundaries=boundaries)
         if shape in ("known", "unkept") and rng.random() < 0.7:
@@ -271,7 +302,30 @@ class World:
         items = b'[{"encrypted_content":"x"}]' if rng.random() < 0.1 else b"[]"
         self.policy = Policy(held=rng.choice([2, 16]), boundaries=len({each.boundary for each in self.pool}))
         previous = None if self.past is None else "resp_0"
-        return turn(of=of, previous=previous, binding=binding, items=items, policy=self.policy, machine=self.machine)
+        return turn(
+            of=of,
+            previous=previous,
+            binding=binding,
+            items=items,
+            needs=needs,
+            transport=rng.choice(["", "", "", "http"]),
+            affinity=rng.choice(["", "", "key"]),
+            recorded=rng.random() < 0.9,
+            policy=self.policy,
+            machine=self.machine,
+        )
+
+    def _name_something(self) -> tuple[str, ...]:
+        """The turn names a conversation, or a compaction item; its owner may have left the pool."""
+        owner = credential("gone", "west") if self.rng.random() < 0.1 else self.rng.choice(self.pool)
+        if self.past is not None and not self.past.known:
+            # what only its boundary can continue names nothing of another
+            owner = self.owner
+        self.home = owner.boundary
+        if self.rng.random() < 0.5:
+            self.only = owner.name
+            return ("conv_1",)
+        return ("cmp:1",)
 
     # --- the clocks: one that is steady, and the store's ---
 
@@ -348,11 +402,17 @@ class World:
         if self.past is not None and not self.past.live and self.rng.random() < 0.5:
             self.gone = True
             return ParentGone()
-        assert self.past is not None
-        return Resolved(self.past, self.turn.session)
+        asked = (command.response_id is None) == (self.past is None) and command.needs == self.turn.request.needs
+        self._hold_to("owners are asked", asked, f"{command} of a turn that needs {self.turn.request.needs}")
+        if command.needs and self.rng.random() < 0.1:
+            self.unknown = True
+            return OwnerUnknown(command.needs[0])
+        self.resolved = True
+        return Resolved(self.past, self.turn.session, self.home, self.only)
 
     def _place(self, command: Place) -> Event:
         self._nothing_shown(command)
+        self._hold_to("owners are asked", self.resolved or self.home is None, "it is placed and nobody was asked")
         self.asked_at = self.now
         choice = self._select(command.wish)
         self.answered_at = self.now
@@ -438,11 +498,18 @@ class World:
         verdict = self.health.verdict(taken, "m", self.answered_at)
         licensed = verdict.row is not None and verdict.half_open and verdict.row.subject == self.trying
         self._hold_to("placed well", verdict.usable or licensed, f"{taken.name} is blocked")
+        transport = self.turn.request.transport
+        self._hold_to("speaks its transport", transport in ("", *taken.transports), f"{taken.name} lacks {transport}")
+        self._hold_to("kept to its owner", self._owns(taken), f"{taken.name} is placed, of {self.only} in {self.home}")
         if taken.name in self.failed_over:
             raise self._broken("placed well", f"{taken.name} has failed already")
         past = self.past
         if past is not None and past.meta is not None and not past.known:
             self._hold_to("placed well", taken.boundary == past.meta.boundary, f"{taken.name} is out of reach")
+
+    def _owns(self, each: Credential) -> bool:
+        """Whether what the turn names can be reached from there."""
+        return self.home in (None, each.boundary) and self.only in (None, each.name)
 
     def _rebuild(self, command: Rebuild) -> Event:
         self._hold_to("no amnesia", command.credential is self.current, "rebuilt for another credential")
@@ -463,7 +530,7 @@ class World:
         self.sends += 1
         limit = 4 * len(self.pool) + 4
         self._hold_to("bounded", self.sends <= limit, f"{self.sends} sends to {len(self.pool)} credentials")
-        self._hold_to("not twice", not self.may_have_run or self.turn.request.binding is None, "it is sent again")
+        self._hold_to("not twice", not self._stands_there(), "it is sent again")
         for found, count in self._alike():
             self._hold_to("poison stops", count < found.witnesses, f"{count} have refused it alike")
         assert self.current is not None
@@ -477,6 +544,10 @@ class World:
         self._hold_to("no amnesia", resolvable, f"an increment to {name}, which does not hold its parent")
         return None
 
+    def _stands_there(self) -> bool:
+        """Whether the turn may stand in a conversation of the vendor's already."""
+        return self.may_have_run and self.turn.request.binding == CONVERSATION
+
     def _commit(self, command: Commit) -> Event:
         self.commits += 1
         self._hold_to("written first", self.commits == 1, "committed twice")
@@ -485,7 +556,7 @@ class World:
         refused = [(who, found) for who, found, when in self.failures if found.kind in MUTUAL and when != "opening"]
         self._hold_to("confirmed by success", self.confirmed == refused, f"{self.confirmed} are confirmed")
         self.committed = True
-        if self.store_away:
+        if self.store_away or not self.turn.request.recorded:
             return Committed(None, False)
         pin = self.turn.session.pin
         return Committed(structs.replace(pin, epoch=1) if pin is not None and pin.epoch == 0 else pin, False)
@@ -595,6 +666,8 @@ class World:
     def _failover(self, command: FailOver) -> None:
         self._nothing_shown(command)
         assert self.seated is not None
+        phase = Phase.BEFORE_SEND if self.failures[-1][2] == "opening" else Phase.SENT
+        self._hold_to("unsent is free", command.phase is phase, f"counted as {command.phase}")
         moves = self.seated.name != self.failures[-1][0].name
         self._hold_to("moves are counted", moves, f"{self.seated.name} is where it was")
 
@@ -605,6 +678,9 @@ class World:
         self._hold_to("written first", self.commits == 0, "told of a failure after the commit")
         for frame in command.held:
             self._show(frame)
+        if command.reply is not None and command.reply.code == "outcome_unknown":
+            left = any(when != "opening" for _, _, when in self.failures)
+            self._hold_to("unsent is free", left, "told that it may have run, and it never left")
         if command.reply is not None and command.reply.code == "usage_limit_reached":
             self._exhaustion(command)
 
@@ -687,6 +763,8 @@ class World:
 
     def _fail(self, found: Failure, when: str) -> Failed:
         assert self.current is not None
+        if found.unsent:
+            when = "opening"  # as good as a socket that was never there
         self.failures.append((self.current, found, when))
         if found.kind in FAILOVER and when != "shown" and not self._may_return(self.current, found):
             self.failed_over.add(self.current.name)
@@ -735,8 +813,8 @@ class World:
     def _excuse(self) -> str:
         """Why a turn need not have been served."""
         kinds = [found.kind for _, found, _ in self.failures]
-        if self.left or self.gone or self.lost_chain:
-            return "the client left, or gave its parent up, or the store is away"
+        if self.left or self.gone or self.lost_chain or self.unknown:
+            return "the client left, or gave its parent up, or names what nobody knows, or the store is away"
         if self.seen and self.told is not None and not self.told.held:
             return "something was shown"
         if K.REQUEST_FAULT in kinds:
@@ -762,16 +840,18 @@ class World:
         ]
 
     def _movable(self) -> bool:
-        return self.turn.request.binding is None and (self.past is None or self.past.known)
+        return not self._stands_there() and (self.past is None or self.past.known)
 
     def _in_reach(self, each: Credential) -> bool:
-        boundary = self.turn.boundary
-        return boundary is None or each.boundary == boundary
+        boundary, transport = self.turn.boundary, self.turn.request.transport
+        return boundary in (None, each.boundary) and transport in ("", *each.transports) and self._owns(each)
 
     def _could_serve(self, each: Credential) -> bool:
         """Whether this credential, asked now, would serve the turn: it is well, and nothing ever strikes it."""
         temper = self.tempers[each.name]
         if self.poison is not None or self.fault is not None or each.name in self.failed_over:
+            return False
+        if not self._in_reach(each):
             return False
         if temper.fault is not None and not (temper.fault.kind is K.RATE_LIMITED and temper.times == 0):
             return False
