@@ -37,6 +37,7 @@ from broker.store.journal import Journal
 from broker.store.nodes import NodeStore
 from broker.store.owners import RETENTION, OwnerStore
 from broker.store.sessions import Committed, SessionStore
+from broker.store.tokens import TokenShelf
 from broker.tap import Tap, tappable
 from broker.upstream.dialer import Dialer, DialSettings
 from broker.upstream.identity import Identity
@@ -119,7 +120,7 @@ class Node:
         )
         self.hints = Hints(store.url, self.health.hear, self.health.refresh_soon) if store.hints else None
         self.sessions = Sessions(self.store, self.journal, self.owners, self.metrics, shared=self.shared)
-        self.identity = Identity()
+        self.identity = Identity(TokenShelf(self.connection))
         self.dialer = Dialer(dial or DialSettings(), self.identity, clock=self.health.now, tap=self.bounds.tap)
         self._vendor_models = VendorModels(self.identity.headers, self.identity.url)
         self.models = Models(lambda: self.placement.pool, self._vendor_models, self._may_serve, clock=time.monotonic)

@@ -208,7 +208,7 @@ class Dialer:
         """The answer of an endpoint to one request, its head read and its body not. No redirect is followed, and
         nothing is sent twice, but for a token that has run out. Raises `Unsent`, and what aiohttp raises."""
         answer = await self._ask(credential, path, body, headers, method)
-        if answer.status == 401 and await self._renewed(credential, answer.status):
+        if await self._identity.renewed(credential, answer.status, ""):
             answer.release()
             answer = await self._ask(credential, path, body, headers, method)
         return answer
@@ -246,9 +246,6 @@ class Dialer:
             code = type(error).__name__
             raise Unsent(Failure(FailureKind.CONNECTION_EXPIRED, code=code)) from None
 
-    async def _renewed(self, credential: Credential, status: int) -> bool:
-        return await self._identity.renewed(credential, status, "")
-
     async def dial(
         self, credential: Credential, headers: Mapping[str, str], host: Host, *, frames: bool = True
     ) -> Link:
@@ -256,7 +253,7 @@ class Dialer:
         try:
             return await self._dial(credential, headers, host, frames)
         except Refused as refused:
-            if refused.failure.status != 401 or not await self._renewed(credential, 401):
+            if not await self._identity.renewed(credential, refused.failure.status, refused.failure.code):
                 raise
         return await self._dial(credential, headers, host, frames)
 
