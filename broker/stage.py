@@ -21,7 +21,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.embedded import EmbeddedServer, ends_with_parent
-from broker.simulator import SessionClient, SimCredential, Simulator
+from broker.simulator import HttpClient, SessionClient, SimCredential, Simulator
 
 CLIENT_KEY = "sbk_a-key-of-the-stage-and-of-nothing-else"
 READY_WITHIN = 20.0
@@ -97,7 +97,7 @@ def free_port() -> int:
 class Stage:
     """Everything a demonstration needs, in a folder of its own that goes with it. Use as an async context manager.
 
-    `settings` are those of the configuration, `each` those of every credential in it.
+    `settings` are those of the configuration, `each` those of every credential in it, `own` those of one by its name.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Stage:
         workers: int = 1,
         settings: Mapping[str, Any] | None = None,
         each: Mapping[str, Any] | None = None,
+        own: Mapping[str, Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> None:
         self.credentials = list(credentials)
@@ -115,7 +116,7 @@ class Stage:
         self.nodes: list[NodeProcess] = []
         self.workers: list[StageProcess] = []
         self._count, self._workers = nodes, workers
-        self._settings, self._each = dict(settings or {}), dict(each or {})
+        self._settings, self._each, self._own = dict(settings or {}), dict(each or {}), dict(own or {})
         self._folder = tempfile.TemporaryDirectory(prefix="session-broker-")
         self.folder = Path(self._folder.name)
         self.server = EmbeddedServer(str(self.folder / "data"))
@@ -174,6 +175,7 @@ class Stage:
                     "boundary": c.boundary,
                     "limit_group": c.name,
                     **self._each,
+                    **self._own.get(c.name, {}),
                 }
                 for c in self.credentials
             ],
@@ -200,6 +202,10 @@ class Stage:
     def client(self, node: NodeProcess, **more: Any) -> SessionClient:
         """An agent that checks every answer, not yet connected."""
         return SessionClient(node.base_url, CLIENT_KEY, **more)
+
+    def http_client(self, node: NodeProcess, **more: Any) -> HttpClient:
+        """The same over HTTP."""
+        return HttpClient(node.base_url, CLIENT_KEY, **more)
 
     async def counters(self) -> dict[str, float]:
         """The counters of all nodes, summed, as `name{label=value,...}`; of a killed node what was last read."""

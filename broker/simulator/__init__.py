@@ -5,6 +5,7 @@ from broker.simulator.context import context_digest
 from broker.simulator.control import serve
 from broker.simulator.credentials import Application, SimCredential, SimOptions, parse_credentials
 from broker.simulator.faults import Fault, FaultBoard, presets
+from broker.simulator.http_client import HttpClient
 from broker.simulator.manners import MANNERS, Manner, manner_of
 from broker.simulator.record import Handshake, TurnRecord
 from broker.simulator.script import Script
@@ -17,6 +18,7 @@ __all__ = [
     "Fault",
     "FaultBoard",
     "Handshake",
+    "HttpClient",
     "Manner",
     "Script",
     "SessionClient",

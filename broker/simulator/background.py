@@ -32,7 +32,7 @@ class BackgroundWire:
         self._out: list[_Said] = []
         self._ended = False
         self._news = asyncio.Event()
-        self._listening: set[web.Request] = set()
+        self._asking: web.Request | None = None  # who has asked for the response, until it is announced
 
     # -- the turn's side ---------------------------------------------------------------------------------------
 
@@ -55,9 +55,8 @@ class BackgroundWire:
         await asyncio.Event().wait()  # cancelled with the response, or when the vendor stops
 
     async def cut(self, fault: Fault) -> None:
-        for request in self._listening if not self._said else ():
-            reset(request.transport)
         if not self._said:
+            reset(self._asking.transport if self._asking is not None else None)
             raise Gone  # who has no id for it yet has no way back to it
         self._said.append(fault)
         self._tell()
@@ -77,12 +76,10 @@ class BackgroundWire:
 
     async def begun(self, request: web.Request) -> dict[str, Any] | None:
         """The response as it was announced, once that has happened; None if it was refused."""
-        self._listening.add(request)
-        try:
-            while not self._said and not self._ended:
-                await self._news.wait()
-        finally:
-            self._listening.discard(request)
+        self._asking = request
+        while not self._said and not self._ended:
+            await self._news.wait()
+        self._asking = None
         first = next((said for said in self._said if isinstance(said, _Said)), None)
         return orjson.loads(first.payload)["response"] if first is not None else None
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from rich.console import Console
 from rich.table import Table
 
-from broker.simulator import SessionClient, SimCredential, TurnResult
+from broker.simulator import HttpClient, SessionClient, SimCredential, TurnResult
 from broker.soak.faults import Schedule
 from broker.stage import NodeProcess, Stage
 
@@ -26,6 +26,9 @@ CREDENTIALS = (
     SimCredential("D", "sk-soak-D", "globex"),
     SimCredential("E", "sk-soak-E", "initech"),
 )
+TRANSPORTS = {"B": ["http"], "C": ["websocket"], "E": ["http", "websocket"]}
+"""What is not spoken by all: every kind of client meets every kind of endpoint."""
+
 RETRIES = 3
 NOTICED_WITHIN = 2.0
 """Seconds in which a client notices that its node was killed."""
@@ -48,6 +51,7 @@ class Report:
     sessions: int
     turns_wanted: int
     turns: int = 0
+    turns_by_http: int = 0
     attempts: int = 0
     interrupted_after_output: int = 0
     cut_by_us: int = 0
@@ -78,14 +82,17 @@ class Report:
 
 
 class Agent:
-    """One session: takes its turns, reconnects when its socket or node is gone, and checks every answer."""
+    """One session: takes its turns, reconnects when its socket or node is gone, and checks every answer.
+
+    One that has a name may come by WebSocket now and by HTTP then.
+    """
 
     def __init__(self, number: int, soak: Soak) -> None:
         self.number = number
         self.soak = soak
         self.chance = random.Random(f"{soak.report.seed}-{number}")
         self.named = self.chance.random() < 0.5
-        self.client: SessionClient | None = None
+        self.client: SessionClient | HttpClient | None = None
         self.node: NodeProcess | None = None
         self.attempt = 0
 
@@ -122,7 +129,10 @@ class Agent:
             self._check(result, nonce)
             if result.ok:
                 self.soak.report.turns += 1
+                self.soak.report.turns_by_http += isinstance(client, HttpClient)
                 return True
+            if isinstance(client, HttpClient):
+                await client.close()  # perhaps its node is gone, and nothing else would tell
             if not self._excused(result, nonce):
                 return False
         self.soak.report.failed_although_healthy += 1
@@ -158,7 +168,7 @@ class Agent:
         )
         return True
 
-    async def _connected(self) -> SessionClient | None:
+    async def _connected(self) -> SessionClient | HttpClient | None:
         deadline = time.monotonic() + 20.0
         while time.monotonic() < deadline:
             if self.client is not None and self.client.connected:
@@ -172,13 +182,19 @@ class Agent:
 
     async def _dial(self, node: NodeProcess) -> None:
         name = f"soak-{self.soak.report.seed}-{self.number}" if self.named else None
-        fresh = self.soak.stage.client(node, session_id=name, timeout=20.0)
+        fresh: SessionClient | HttpClient
+        if name is not None and self.chance.random() < self.soak.http:
+            whole = self.chance.random() < 0.3
+            fresh = self.soak.stage.http_client(node, session_id=name, timeout=20.0, streamed=not whole)
+        else:
+            fresh = self.soak.stage.client(node, session_id=name, timeout=20.0)
         if self.client is not None:
             fresh.heads, fresh.results = self.client.heads, self.client.results
             await self.client.kill()
             self.soak.report.reconnects += 1
         self.client, self.node = fresh, node
-        await fresh.connect()
+        if isinstance(fresh, SessionClient) or await _listens(node):
+            await fresh.connect()
 
     async def _drop(self) -> None:
         """The client's network goes away for a moment."""
@@ -189,8 +205,10 @@ class Agent:
 class Soak:
     """The whole run."""
 
-    def __init__(self, stage: Stage, report: Report, *, think: float, kill_every: float, fault_every: float) -> None:
-        self.stage, self.report, self.think = stage, report, think
+    def __init__(
+        self, stage: Stage, report: Report, *, think: float, kill_every: float, fault_every: float, http: float
+    ) -> None:
+        self.stage, self.report, self.think, self.http = stage, report, think, http
         self.killed_at = 0.0
         self._kill_every = kill_every
         self._chance = random.Random(report.seed)
@@ -259,6 +277,16 @@ class Soak:
         }
 
 
+async def _listens(node: NodeProcess) -> bool:
+    """Whether a balancer would send anybody to this node."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 def _show(report: Report, console: Console) -> None:
     table = Table("figure", "value", title=f"soak, seed {report.seed}")
     for key, value in asdict(report).items():
@@ -279,6 +307,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=20, help="turns of each (default 20)")
     parser.add_argument("--concurrency", type=int, default=40, help="sessions at a time (default 40)")
     parser.add_argument("--think", type=float, default=0.5, help="longest pause between turns, seconds (default 0.5)")
+    parser.add_argument(
+        "--http", type=float, default=0.5, help="share of connections by HTTP, of sessions with a name (default 0.5)"
+    )
     parser.add_argument("--fault-every", type=float, default=0.03, help="seconds between two faults (default 0.03)")
     parser.add_argument("--kill-every", type=float, default=8.0, help="seconds between node kills (default 8)")
     parser.add_argument("--seed", type=int, default=None, help="seed (default: by chance; it is printed)")
@@ -291,8 +322,16 @@ async def _main(options: argparse.Namespace) -> int:
     report = Report(seed, options.sessions, options.turns)
     console = Console(stderr=options.json)
     console.print(f"seed {seed}: {report.sessions} sessions x {report.turns_wanted} turns", highlight=False)
-    async with Stage(CREDENTIALS, settings=SETTINGS, seed=seed, records=1_000_000) as stage:
-        soak = Soak(stage, report, think=options.think, kill_every=options.kill_every, fault_every=options.fault_every)
+    own = {name: {"transports": spoken} for name, spoken in TRANSPORTS.items()}
+    async with Stage(CREDENTIALS, settings=SETTINGS, own=own, seed=seed, records=1_000_000) as stage:
+        soak = Soak(
+            stage,
+            report,
+            think=options.think,
+            kill_every=options.kill_every,
+            fault_every=options.fault_every,
+            http=options.http,
+        )
         await soak.run(options.concurrency)
     _show(report, console)
     if options.json:
