@@ -2,12 +2,14 @@
 
 import base64
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from broker.config import Config, ConfigError, CredentialConfig, WebhookConfig, load, resolve_secrets
+from broker.config import Config, ConfigError, CredentialConfig, WebhookConfig, load, resolve_secrets, schema
 from broker.config.pool import pool
-from broker.domain.credential import Credential, Secret
+from broker.domain.credential import Credential, Entra, Secret
+from broker.domain.vendors import VENDORS
 
 DIGEST = "sha256:" + "ab" * 32
 OTHER_DIGEST = "sha256:" + "cd" * 32
@@ -67,7 +69,11 @@ hold = "250ms"
 
 def test_example_in_deploy_loads() -> None:
     config = load(Path(__file__).parent.parent / "deploy" / "broker.example.yaml")
-    assert [item.vendor for item in config.credentials] == ["openai", "openai", "azure", "custom"]
+    assert [item.vendor for item in config.credentials] == [
+        *("openai", "openai", "azure", "azure", "xai", "vercel", "custom", "custom"),
+    ]
+    assert [item.auth.kind for item in config.credentials if item.vendor == "azure"] == ["api_key", "entra"]
+    assert config.credentials[-1].transports == ("http",)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +92,7 @@ def test_vendor_decides_address_and_age(tmp_path: Path, vendor: str, base_url: s
 def test_credential_stands_alone_by_default(tmp_path: Path) -> None:
     item = credential(tmp_path, "vendor: openai, secret_env: K")
     assert (item.limit_group, item.boundary) == ("red", "red")
-    assert (item.transports, item.weight, item.priority, item.max_in_flight) == (("websocket",), 1.0, 0, 0)
+    assert (item.transports, item.weight, item.priority, item.max_in_flight) == (("websocket", "http"), 1.0, 0, 0)
 
 
 def test_boundary_follows_the_limit_group(tmp_path: Path) -> None:
@@ -227,7 +233,6 @@ sielnce = 3
         (MINIMAL.replace("RED_KEY", "K, priority: -1"), "credentials[0].priority", "at least 0"),
         (MINIMAL.replace("RED_KEY", "K, transports: []"), "credentials[0].transports", "at least one"),
         (MINIMAL.replace("RED_KEY", "K, transports: [websocket, websocket]"), "credentials[0].transports", "each once"),
-        (MINIMAL.replace("RED_KEY", "K, transports: [http]"), "credentials[0].transports", "must hold websocket"),
         (MINIMAL.replace("RED_KEY", "K, transports: [grpc]"), "credentials[0].transports[0]", "websocket, http"),
         (MINIMAL.replace("RED_KEY", "K, headers: {Authorization: x}"), "credentials[0].headers", "'authorization'"),
         (MINIMAL.replace("RED_KEY", "K, headers: {'a b': x}"), "credentials[0].headers", "not a header's name"),
@@ -421,6 +426,7 @@ def test_the_pool_holds_every_credential_with_all_that_is_configured(tmp_path: P
         "https://api.openai.com/v1",
         Secret("sk-red"),
         vendor="openai",
+        transports=("websocket", "http"),
         models=frozenset("ab"),
         aliases={"c": "b"},
         headers={"X-A": "b"},
@@ -434,6 +440,105 @@ def test_the_pool_holds_every_credential_with_all_that_is_configured(tmp_path: P
         probe_model="b",
     )
     assert (blue.name, blue.secret, blue.probe_kind, blue.probe_model) == ("blue", Secret("sk-blue"), "auto", "p")
+
+
+@pytest.mark.parametrize("written", ["[http]", "[websocket]", "[http, websocket]"])
+def test_transports_are_what_the_endpoint_speaks(tmp_path: Path, written: str) -> None:
+    item = credential(tmp_path, f"vendor: openai, secret_env: K, transports: {written}")
+    assert f"[{', '.join(item.transports)}]" == written
+
+
+def test_every_vendor_of_the_table_can_be_named(tmp_path: Path) -> None:
+    assert tuple(VENDORS) == get_args(schema.Vendor)
+    for vendor, manners in VENDORS.items():
+        item = credential(tmp_path, f"vendor: {vendor}, secret_env: K, base_url: 'https://a.example'")
+        assert (item.transports, item.max_age) == (manners.transports, manners.max_age)
+
+
+AZURE = "vendor: azure, secret_env: K, base_url: 'https://a.example/openai/v1?api-version=preview'"
+APPLICATION = "kind: entra, tenant: acme.example, client_id: c-1"
+
+
+def test_a_credential_shows_its_secret_as_a_bearer_token_by_default(tmp_path: Path) -> None:
+    for written in ("", ", auth: {}", ", auth: {kind: bearer}"):
+        config = read(tmp_path, f"{TENANTS}credentials: [{{name: red, {AZURE}{written}}}]\n")
+        (made,) = pool(config, resolve_secrets(config, {"K": "s"}))
+        assert (made.auth, made.entra, made.organization, made.project) == ("bearer", None, "", "")
+        assert made.base_url == "https://a.example/openai/v1?api-version=preview"
+
+
+@pytest.mark.parametrize("vendor", ["azure", "custom"])
+def test_the_pool_knows_how_a_credential_shows_who_it_is(tmp_path: Path, vendor: str) -> None:
+    def made(auth: str) -> Credential:
+        text = f"{AZURE.replace('azure', vendor)}, auth: {{{auth}}}"
+        config = read(tmp_path, f"{TENANTS}credentials: [{{name: red, {text}}}]\n")
+        return pool(config, resolve_secrets(config, {"K": "s"}))[0]
+
+    assert (made("kind: api_key").auth, made("kind: api_key").entra) == ("api_key", None)
+    assert made(APPLICATION).auth == "entra"
+    assert made(APPLICATION).entra == Entra(
+        "acme.example", "c-1", "https://ai.azure.com/.default", "https://login.microsoftonline.com"
+    )
+    other = made(f"{APPLICATION}, scope: api://x/.default, authority: 'https://login.microsoftonline.us/'")
+    assert other.entra == Entra("acme.example", "c-1", "api://x/.default", "https://login.microsoftonline.us")
+
+
+def test_a_key_that_is_shown_in_another_way_is_another_generation(tmp_path: Path) -> None:
+    def generation(auth: str) -> str:
+        config = read(tmp_path, f"{TENANTS}credentials: [{{name: red, {AZURE}, auth: {{{auth}}}}}]\n")
+        return pool(config, resolve_secrets(config, {"K": "s"}))[0].generation
+
+    other = APPLICATION.replace("c-1", "c-2")
+    assert len({generation(auth) for auth in ("kind: bearer", "kind: api_key", APPLICATION, other)}) == 4
+    assert generation("") == generation("kind: bearer") == Credential("red", "", Secret("s")).generation
+
+
+@pytest.mark.parametrize("vendor", ["openai", "custom"])
+def test_an_organisation_and_a_project_are_named(tmp_path: Path, vendor: str) -> None:
+    text = f"{AZURE.replace('azure', vendor)}, organization: org-1, project: proj_2"
+    config = read(tmp_path, f"{TENANTS}credentials: [{{name: red, {text}}}]\n")
+    (made,) = pool(config, resolve_secrets(config, {"K": "s"}))
+    assert (made.organization, made.project) == ("org-1", "proj_2")
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "words"),
+    [
+        ("vendor: openai, secret_env: K, auth: {kind: api_key}", "auth.kind", "openai does not take 'api_key', but b"),
+        (f"vendor: xai, secret_env: K, auth: {{{APPLICATION}}}", "auth.kind", "xai does not take 'entra', but bearer"),
+        (f"{AZURE}, auth: api_key", "auth", "expected settings"),
+        (f"{AZURE}, auth: {{kind: oauth}}", "auth.kind", "expected one of bearer, api_key, entra"),
+        (f"{AZURE}, auth: {{kind: entra, client_id: c}}", "auth.tenant", "is missing"),
+        (f"{AZURE}, auth: {{kind: entra, tenant: t}}", "auth.client_id", "is missing"),
+        (f"{AZURE}, auth: {{kind: entra, tenant: a/b, client_id: c}}", "auth.tenant", "1 to 64 letters"),
+        (f"{AZURE}, auth: {{tenant: t}}", "auth.tenant", "only with kind: entra"),
+        (f"{AZURE}, auth: {{kind: api_key, scope: s}}", "auth.scope", "only with kind: entra"),
+        (f"{AZURE}, auth: {{{APPLICATION}, authority: 'http://a.example'}}", "auth.authority", "must be an https://"),
+        (f"{AZURE}, auth: {{{APPLICATION}, authority: 'https://a.example/?b=c'}}", "auth.authority", "not hold a '?'"),
+        (f"{AZURE}, organization: org", "organization", "has no meaning for the vendor 'azure'"),
+        ("vendor: xai, secret_env: K, project: p", "project", "has no meaning for the vendor 'xai'"),
+        ("vendor: openai, secret_env: K, project: ''", "project", "1 to 64 letters"),
+        (
+            "vendor: openai, secret_env: K, project: p, headers: {OpenAI-Project: q}",
+            "project",
+            "stands beside 'openai-project' in headers",
+        ),
+        (
+            "vendor: openai, secret_env: K, organization: o, headers: {openai-organization: o}",
+            "organization",
+            "give only one",
+        ),
+    ],
+)
+def test_a_way_to_show_who_one_is_is_refused(tmp_path: Path, settings: str, path: str, words: str) -> None:
+    (line,) = findings(tmp_path, f"{TENANTS}credentials:\n  - {{name: red, {settings}}}\n")
+    assert line.split(": ")[1] == f"credentials[0].{path}"
+    assert words in line
+
+
+def test_tokens_of_this_host_may_come_in_clear(tmp_path: Path) -> None:
+    item = credential(tmp_path, f"{AZURE}, auth: {{{APPLICATION}, authority: 'http://127.0.0.1:8/x'}}")
+    assert item.auth.authority == "http://127.0.0.1:8/x"
 
 
 def webhooks(*lines: str) -> str:

@@ -26,7 +26,9 @@ from broker.store.nodes import NodeStore
 from broker.store.sweep import SweepStore
 from broker.store.tellings import TellingStore
 from broker.store.timeline import TimelineStore
+from broker.store.tokens import TokenShelf
 from broker.upstream import probe
+from broker.upstream.identity import Identity
 from workers.cluster import Cluster
 from workers.duties import Duty, Progress, run_duty
 from workers.heartbeat import Heartbeat
@@ -60,7 +62,8 @@ class Worker:
         self.cluster = Cluster(self.metrics)
         self.connection = Connection(redis_url.reveal(), timeout=store.timeout, connect_timeout=store.connect_timeout)
         self.nodes = NodeStore(self.connection)
-        self.asks = probe.Prober(clock=time.time)
+        self.identity = Identity(TokenShelf(self.connection))
+        self.asks = probe.Prober(clock=time.time, identity=self.identity)
         self.prober = Prober(
             HealthStore(self.connection), self.asks, lambda: self.credentials, counted=self.metrics.probes.inc
         )
@@ -95,6 +98,7 @@ class Worker:
 
     async def run(self, host: str, port: int) -> None:
         """Run until `stopping` is set; then end within five seconds. Raises `OSError` where it cannot listen."""
+        await self.identity.start()
         await self.asks.start()
         try:
             await self.listener.start(host, port)
@@ -111,6 +115,7 @@ class Worker:
         with contextlib.suppress(StoreUnavailable):
             await asyncio.gather(self.prober.stop(), self.nodes.leave(self.name), self.webhooks.close(0.3))
         await self.asks.stop()
+        await self.identity.stop()
         await self.listener.stop()
         await self.connection.close()
 

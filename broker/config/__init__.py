@@ -13,6 +13,7 @@ from broker.config.document import DocumentError, Node, read_toml, read_yaml
 from broker.config.failure import ConfigError
 from broker.config.rules import check
 from broker.config.schema import (
+    AuthConfig,
     Config,
     CredentialConfig,
     LimitsConfig,
@@ -31,6 +32,7 @@ from broker.config.units import Address
 
 __all__ = [
     "Address",
+    "AuthConfig",
     "Config",
     "ConfigError",
     "CredentialConfig",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from broker.config.schema import Config, CredentialConfig
 from broker.config.secret_sources import ResolvedSecrets
-from broker.domain.credential import Credential
+from broker.domain.credential import Credential, Entra
+from broker.domain.vendors import ENTRA, VENDORS
 
 
 def pool(config: Config, secrets: ResolvedSecrets) -> list[Credential]:
@@ -18,6 +19,11 @@ def _credential(item: CredentialConfig, secrets: ResolvedSecrets) -> Credential:
         base_url=item.base_url,
         secret=secrets.credentials[item.name],
         vendor=item.vendor,
+        transports=item.transports,
+        auth=item.auth.kind,
+        entra=_entra(item),
+        organization=item.organization,
+        project=item.project,
         models=frozenset(item.models),
         aliases=item.aliases,
         headers=item.headers,
@@ -30,3 +36,10 @@ def _credential(item: CredentialConfig, secrets: ResolvedSecrets) -> Credential:
         probe_kind=item.probe.kind,
         probe_model=item.probe.model or next(iter(item.models), ""),
     )
+
+
+def _entra(item: CredentialConfig) -> Entra | None:
+    auth = item.auth
+    if auth.kind != ENTRA:
+        return None
+    return Entra(auth.tenant, auth.client_id, auth.scope or VENDORS[item.vendor].scope, auth.authority)

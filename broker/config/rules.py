@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from urllib.parse import urlsplit
 
 from broker.config.binding import Draft, Finding
 from broker.config.schema import (
-    BASE_URLS,
+    AuthConfig,
     Config,
     CredentialConfig,
     SessionConfig,
@@ -16,6 +17,7 @@ from broker.config.schema import (
     WebhookConfig,
 )
 from broker.config.units import HEADER_NAME
+from broker.domain.vendors import ENTRA, VENDORS, Vendor
 
 # The broker writes these itself, or they would carry a secret past the secret's own place.
 RESERVED_HEADERS = frozenset(
@@ -25,6 +27,9 @@ RESERVED_HEADERS = frozenset(
         *("transfer-encoding", "content-length", "content-type", "expect"),
     }
 )
+
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def check(root: Draft) -> list[Finding]:
@@ -63,9 +68,55 @@ def _states(draft: Draft) -> Iterator[Finding]:
 
 
 def _base_url(draft: Draft) -> Iterator[Finding]:
-    vendor = draft.get("vendor")
-    if vendor and vendor not in BASE_URLS and not draft.given("base_url"):
-        yield draft.fault("base_url", f"is missing: the vendor {vendor!r} has no address of its own")
+    vendor = _vendor(draft)
+    if vendor is not None and not vendor.base_url and not draft.given("base_url"):
+        yield draft.fault("base_url", f"is missing: the vendor {draft.get('vendor')!r} has no address of its own")
+
+
+def _vendor(draft: Draft) -> Vendor | None:
+    """The manners of a credential's vendor, None where the document names none."""
+    return VENDORS.get(draft.get("vendor", ""))
+
+
+def _auth_of_vendor(draft: Draft) -> Iterator[Finding]:
+    vendor, auth = _vendor(draft), draft.get("auth")
+    if vendor is None or auth is None:
+        return
+    kind = auth.effective("kind")
+    if kind not in vendor.auth:
+        yield auth.fault("kind", f"{draft.get('vendor')} does not take {kind!r}, but {', '.join(vendor.auth)}")
+
+
+def _entra(draft: Draft) -> Iterator[Finding]:
+    needed, more = ("tenant", "client_id"), ("scope", "authority")
+    if draft.effective("kind") == ENTRA:
+        for name in needed:
+            if not draft.given(name):
+                yield draft.fault(name, "is missing: who has an application in Entra ID knows it")
+    elif "kind" in draft.values or not draft.given("kind"):
+        for name in (*needed, *more):
+            if draft.given(name):
+                yield draft.fault(name, "has a meaning only with kind: entra")
+
+
+def _authority(draft: Draft) -> Iterator[Finding]:
+    authority = urlsplit(draft.effective("authority"))
+    if authority.query:
+        yield draft.fault("authority", "must not hold a '?': the path to the tokens is added behind it")
+    if authority.scheme != "https" and authority.hostname not in LOOPBACK:
+        yield draft.fault("authority", "must be an https:// address: the secret is sent there")
+
+
+def _projects(draft: Draft) -> Iterator[Finding]:
+    vendor = _vendor(draft)
+    headers = {name.lower() for name in draft.get("headers", {})}
+    for name in ("organization", "project"):
+        if not draft.given(name):
+            continue
+        if vendor is not None and not vendor.projects:
+            yield draft.fault(name, f"has no meaning for the vendor {draft.get('vendor')!r}")
+        if (header := f"openai-{name}") in headers:
+            yield draft.fault(name, f"stands beside {header!r} in headers; give only one of them")
 
 
 def _headers(draft: Draft) -> Iterator[Finding]:
@@ -89,8 +140,6 @@ def _transports(draft: Draft) -> Iterator[Finding]:
     transports = draft.get("transports", ())
     if len(set(transports)) != len(transports):
         yield draft.fault("transports", "must name websocket, http or both, each once")
-    if transports and "websocket" not in transports:
-        yield draft.fault("transports", "must hold websocket: an upstream with http alone is not served yet")
 
 
 def _not_empty(draft: Draft, name: str) -> Iterator[Finding]:
@@ -158,9 +207,12 @@ _RULES: dict[type, tuple[Callable[[Draft], Iterator[Finding]], ...]] = {
         _worker_listener,
     ),
     TenantConfig: (partial(_not_empty, name="keys"),),
+    AuthConfig: (_entra, _authority),
     CredentialConfig: (
         _secret_source,
         _base_url,
+        _auth_of_vendor,
+        _projects,
         _aliases,
         _transports,
         _headers,

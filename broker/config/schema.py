@@ -29,19 +29,12 @@ from broker.config.units import (
     Weight,
     WorkerLease,
 )
+from broker.domain.vendors import VENDORS
 
 Vendor = Literal["openai", "azure", "xai", "vercel", "custom"]
 Transport = Literal["websocket", "http"]
+AuthKind = Literal["bearer", "api_key", "entra"]
 BadState = Literal["suspect", "cooling", "exhausted", "revoked", "paused"]
-
-# Azure and custom endpoints have an address of their own, so they must name it.
-BASE_URLS: Mapping[str, str] = {
-    "openai": "https://api.openai.com/v1",
-    "xai": "https://api.x.ai/v1",
-    "vercel": "https://ai-gateway.vercel.sh/v1",
-}
-# Seconds; below the vendors' own caps (60 min, 25 min, 13 min), so that a turn still fits in.
-MAX_AGES: Mapping[str, float] = {"openai": 3300.0, "azure": 3300.0, "xai": 1080.0, "vercel": 720.0, "custom": 3300.0}
 
 
 class TenantConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -60,21 +53,36 @@ class ProbeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     model: Text = ""  # what to ask for; default: the first of models, and without any the list of models is asked for
 
 
+class AuthConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a credential shows the vendor who it is."""
+
+    # bearer = the secret in the header authorization | api_key = in the header api-key (azure, custom)
+    # entra = the secret of an application, exchanged for tokens (azure, custom)
+    kind: AuthKind = "bearer"
+    tenant: Name = ""  # entra: the directory, by its id or its domain,
+    client_id: Name = ""  # and the application
+    scope: Text = ""  # entra: what tokens are asked for; default https://ai.azure.com/.default
+    authority: HttpUrl = "https://login.microsoftonline.com"  # entra: who makes tokens
+
+
 class CredentialConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One upstream identity. After loading, base_url, limit_group, boundary and max_age are always filled."""
+    """One upstream identity. After loading, what the vendor or another field decides is always filled."""
 
     name: Name
     vendor: Vendor
     base_url: HttpUrl = ""  # default by vendor; azure and custom must name it
     secret_env: EnvName | None = None  # exactly one of: the variable that holds the secret,
     secret_file: FilePath | None = None  # or the file that holds it
+    auth: AuthConfig = AuthConfig()
+    organization: Name = ""  # openai, custom: whose quota and data; default = the key's own
+    project: Name = ""  # openai, custom: default = the key's own
     models: tuple[Text, ...] = ()  # what it serves; empty = any
     aliases: Mapping[str, Text] = field(default_factory=dict)  # the client's model name -> the upstream's
     weight: Weight = 1.0  # share within its tier
     priority: Tier = 0  # tier; the lowest tier that has a usable credential is used
     limit_group: Name = ""  # credentials that share quota; default = its own name
     boundary: Name = ""  # credentials that read each other's encrypted reasoning; default = limit_group
-    transports: tuple[Transport, ...] = ("websocket",)  # what the endpoint speaks, the preferred one first
+    transports: tuple[Transport, ...] = ()  # what the endpoint speaks, the preferred first; default [websocket, http]
     max_age: Seconds = 0.0  # of an upstream socket; default openai, azure, custom 55m, xai 18m, vercel 12m
     max_in_flight: CountOrNone = 0  # turns at once, of all nodes together; 0 = no cap
     headers: Mapping[str, HeaderValue] = field(default_factory=dict)  # extra static headers; never authorization
@@ -82,12 +90,13 @@ class CredentialConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     def __post_init__(self) -> None:
         """Fill what the vendor or another field decides, wherever the record is made."""
-        limit_group = self.limit_group or self.name
+        limit_group, vendor = self.limit_group or self.name, VENDORS[self.vendor]
         filled = {
-            "base_url": self.base_url or BASE_URLS.get(self.vendor, ""),
+            "base_url": self.base_url or vendor.base_url,
             "limit_group": limit_group,
             "boundary": self.boundary or limit_group,
-            "max_age": self.max_age or MAX_AGES[self.vendor],
+            "transports": self.transports or vendor.transports,
+            "max_age": self.max_age or vendor.max_age,
         }
         for name, value in filled.items():
             force_setattr(self, name, value)
@@ -97,6 +106,7 @@ class SessionConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """How long and how a conversation is kept."""
 
     idle_ttl: Seconds = 3600.0  # 1h after its last turn a session is forgotten
+    owner_ttl: Seconds = 2592000.0  # 30d, as vendors keep them: who made a stored response or a conversation
     transcript: bool = True  # False: off for every tenant
     max_transcript: Bytes = 64 * 1024**2  # 64MiB per session
     encryption_key_env: EnvName | None = None  # at most one of: the variable that holds the key (32 bytes,
@@ -109,6 +119,7 @@ class TurnConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     hold: Seconds = 3.0  # 3s: how long announcements are held back, so that a late overload can still move
     first_event: Seconds = 60.0  # 60s from sending to the first upstream event
     silence: Seconds = 120.0  # 120s between two upstream events
+    answer: Seconds = 600.0  # 10m for an answer that comes in one piece (chat completions that are not streamed)
     placing: Seconds = 30.0  # 30s within which a turn may still be placed anew
     placements: Count = 3  # placements at most
     connect: Seconds = 5.0  # 5s to open an upstream connection
@@ -127,11 +138,12 @@ class LimitsConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     max_frame: Bytes = 16 * 1024**2  # 16MiB in one message of a client
     max_upstream_frame: Bytes = 64 * 1024**2  # 64MiB in one message of a vendor
-    max_sockets: Count = 2000  # client sockets
+    max_sockets: Count = 2000  # client sockets and requests over HTTP
     lane_queue: Count = 64  # creates that wait on one socket
     heartbeat: Seconds = 20.0  # 20s between pings to a client
     send_timeout: Seconds = 30.0  # 30s for a client to take what is sent
     handshake: Seconds = 10.0  # 10s for a client to finish its handshake
+    request: Seconds = 60.0  # 60s for the body of a request to arrive
 
 
 class StoreConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -90,6 +90,7 @@ KEY_CODES = frozenset(
         "invalid_api_key",
         "incorrect_api_key",
         "bad-credentials",
+        "unauthorized_client",
         "token_expired",
         "token_invalid",
         "token_invalidated",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from broker.domain.frames import PLAIN, text_header
+
 
 class TooLarge(Exception):
     """One event is larger than it may be."""
@@ -19,6 +23,11 @@ class Reader:
         self._gathered = bytearray()
         self._looked_at = 0
         self._after_cr = False
+
+    @property
+    def between(self) -> bool:
+        """Whether an event begins with whatever comes next."""
+        return not (self._gathered or self._after_cr)
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The data of the events that this piece completes."""
@@ -51,6 +60,36 @@ class Reader:
             return piece
         self._after_cr = piece[-1:] == b"\r"
         return piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+_ITEM = b"output_item.done"
+_RUN = re.compile(
+    # what there is most of is tried first
+    rb'(?:event: response\.(output_text\.delta|%b)\ndata: {"type":"response\.\1".*\n\n)++'
+    % b"|".join(re.escape(kind) for kind in sorted(PLAIN - {_ITEM}))
+)
+_DONE_ITEM = re.compile(rb'event: response\.%b\ndata: ({"type":"response\.%b".*)\n\n' % ((re.escape(_ITEM),) * 2))
+
+
+def plain_run(data: bytes, at: int, items: list[tuple[int, int, int]]) -> int:
+    """How far a run of whole plain events reaches from `at`, in the very form in which `named` writes them.
+
+    `items` gets those in which an item is done: where the event begins, where its data begins, and where that ends.
+    Plain is what is plain in `frames`; an event in any other form ends the run. There must be no CR in `data`.
+    """
+    while True:
+        if (run := _RUN.match(data, at)) is not None:
+            at = run.end()
+        if (item := _DONE_ITEM.match(data, at)) is None:
+            return at
+        items.append((at, *item.span(1)))
+        at = item.end()
+
+
+def as_frames(run: bytes) -> bytes:
+    """The data of a run that `plain_run` has found, as WebSocket frames."""
+    found = [event[event.index(b"data: ") + 6 :] for event in run.split(b"\n\n") if event]
+    return b"".join([text_header(len(data)) + data for data in found])
 
 
 def _data(event: bytes) -> bytes | None:

@@ -212,7 +212,7 @@ def binds(raw: bytes, frame: ClientFrame | ClientBody) -> str | None:
     """
     if frame.conversation != NULL:
         return CONVERSATION
-    if not names_any(raw):
+    if not _may_bind(raw):
         return None
     document = _loads(raw)
     if document.get("prompt"):
@@ -246,7 +246,15 @@ def compaction_name(encrypted_content: str) -> str:
 
 def items_bind(array: bytes) -> str | None:
     """What among these items (a JSON array) lives in one owner's project; None if nothing."""
-    return _binding_in([_loads(array)]) if names_any(array) else None
+    return _binding_in([_loads(array)]) if _may_bind(array) else None
+
+
+_ESCAPED = re.compile(rb"\\u00[5-7]")
+
+
+def _may_bind(raw: bytes) -> bool:
+    """Whether a word that binds may stand here: as it is, or with letters written as escapes, to be overlooked."""
+    return names_any(raw) or (b"\\" in raw and b"\\u00" in raw and _ESCAPED.search(raw) is not None)
 
 
 def _loads(raw: bytes) -> Any:

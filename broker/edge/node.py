@@ -290,16 +290,19 @@ class Node:
             await asyncio.sleep(1.0)
             self.show()
             self.metrics.flush()
-            for request in list(self.requests):
-                request.check()
-            for socket in self.clients:
-                if socket.slow_since is not None:
-                    socket.links.keep_alive()
-            late = time.monotonic() - self.bounds.send_timeout
-            for socket in list(self.clients):
-                if socket.slow_since is not None and socket.slow_since < late:
-                    self.metrics.closes.inc("slow")
-                    socket.abort()
+            self._look_after(self.clients, time.monotonic() - self.bounds.send_timeout)
+
+    def _look_after(self, clients: Sequence[ClientSocket | ClientRequest], late: float) -> None:
+        # not in the loop of the task: whoever it has looked at last would be kept until the next time
+        for client in clients:
+            if isinstance(client, ClientRequest):
+                client.check()
+            if client.slow_since is None:
+                continue
+            client.links.keep_alive()
+            if client.slow_since < late:
+                self.metrics.closes.inc("slow")
+                client.abort()
 
     def show(self) -> None:
         """Bring the gauges up to date."""

@@ -92,7 +92,7 @@ class ClientRequest:
         self._news = asyncio.Event()
         self._over = asyncio.Event()
         self._left = False
-        self._head: dict[str, str] = {}
+        self._head: dict[str, str] | None = None
         self._last = b""
         self._turn_id = ""
         self._outputs = b"[]"
@@ -172,7 +172,7 @@ class ClientRequest:
             if self._streamed and (self._out or self._outlet or not _is_error(raw)):
                 self._write(self._rendered(raw))
         attempt = self._driver.attempt if self._driver is not None else None
-        if attempt is not None and not self._head:
+        if attempt is not None and self._head is None:
             self._head = headers.down(attempt.head)
         if not self._streamed and attempt is not None:
             self._outputs = attempt.outputs()
@@ -260,7 +260,7 @@ class ClientRequest:
             await self.wiring.sessions.note_owners(self.tenant.name, made, credential)
 
     def _headers(self) -> dict[str, str]:
-        told = {"x-request-id": self._turn_id, **self._head}
+        told = {"x-request-id": self._turn_id, **(self._head or {})}
         return {**told, "x-session-id": self.session.name} if self.endpoint.conversing else told
 
     # --- a host to its links ---
@@ -269,7 +269,14 @@ class ClientRequest:
         """Frames of a WebSocket never pass as they are."""
         raise AssertionError("a frame has passed to a client that speaks HTTP")
 
-    write = direct
+    def write(self, data: bytes | memoryview) -> None:
+        """A run of plain events, as the bytes that a stream has; the turn shows, so the answer has begun."""
+        if self._left:
+            return
+        if self._streamed:
+            self._write(bytes(data))
+        elif self._driver is not None and self._driver.attempt is not None:
+            self._outputs = self._driver.attempt.outputs()
 
     def gather(self) -> None:
         """What is sent from now on leaves in one write, with `flush`."""

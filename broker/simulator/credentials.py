@@ -49,6 +49,7 @@ class SimOptions:
     manner: str | Manner = "openai"  # of callers that have none of their own
     store_scope: str = "boundary"  # who shares what is stored: "boundary" (an organisation) or "credential"
     token_lifetime: float = 3600.0  # of the tokens of applications
+    keep_alive: float = 75.0  # how long an HTTP connection may be idle before the vendor closes it
     in_flight: int = 16
     lane_names: int = 32
     pending_steers: int = 32

@@ -71,6 +71,19 @@ class EventWriter:
         self.sequence += 1
 
 
+def _filled(given: Any, otherwise: Any) -> Any:
+    """A field as a response echoes it: what a partial group leaves out is the vendor's to say."""
+    if given is None:
+        return otherwise
+    return {**otherwise, **given} if isinstance(given, dict) and isinstance(otherwise, dict) else given
+
+
+def _in_full(tool: Any) -> Any:
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        return tool
+    return {"description": None, "parameters": None, "strict": True, **tool}
+
+
 def escaped(text: str) -> bytes:
     """Text as the inside of a JSON string."""
     return orjson.dumps(text)[1:-1]
@@ -81,7 +94,8 @@ class ResponseDraft:
 
     def __init__(self, response_id: str, create: Create, intake: Intake | None, parent_id: str | None) -> None:
         frame = create.frame
-        echoed = {name: frame[name] if frame.get(name) is not None else value for name, value in _ECHOED.items()}
+        echoed = {name: _filled(frame.get(name), value) for name, value in _ECHOED.items()}
+        echoed["tools"] = [_in_full(tool) for tool in echoed["tools"]] if isinstance(echoed["tools"], list) else []
         conversation = intake.conversation if intake else None
         self._fields: dict[str, Any] = {
             "id": response_id,

@@ -107,8 +107,16 @@ def _identify(request: web.Request) -> SimCredential:
 
 def _record(request: web.Request, credential: SimCredential | None, transport: str, status: int | None) -> None:
     name = credential.name if credential is not None else None
-    recorder = request.app[VENDOR].recorder
-    recorder.handshake(name, transport, request.headers, status=status, method=request.method, path=request.path)
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    request.app[VENDOR].recorder.handshake(
+        name,
+        transport,
+        request.headers,
+        status=status,
+        method=request.method,
+        path=request.path,
+        port=peer[1] if peer else None,
+    )
 
 
 async def tell_limits(request: web.Request, response: web.StreamResponse) -> None:

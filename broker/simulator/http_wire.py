@@ -73,7 +73,8 @@ class ChatWire(HttpWire):
         if self.response is None:
             self.refusal = self.refusal or refusal
         else:
-            self.put("error", orjson.dumps(refusal.body or {"error": refusal.error()}))
+            body = refusal.body if refusal.body is not None else {"error": refusal.error()}
+            self.put("error", body.encode() if isinstance(body, str) else orjson.dumps(body))
 
 
 def as_event(kind: str, payload: bytes) -> bytes:

@@ -63,6 +63,7 @@ class Handshake:
     time: float  # epoch seconds
     method: str
     path: str  # without the query, such as /v1/models
+    port: int | None = None  # the caller's; requests over one connection have the same
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,6 +95,7 @@ class Recorder:
         status: int | None,
         method: str,
         path: str,
+        port: int | None = None,
     ) -> None:
         """Record an upgrade or request; status None means that it never got an answer."""
         self._handshakes += 1
@@ -101,6 +103,15 @@ class Recorder:
         accepted = status is not None and status < 400
         self.handshakes.append(
             Handshake(
-                self._handshakes, credential, transport, accepted, status, shown, time.time(), method=method, path=path
+                self._handshakes,
+                credential,
+                transport,
+                accepted,
+                status,
+                shown,
+                time.time(),
+                method=method,
+                path=path,
+                port=port,
             )
         )

@@ -29,7 +29,13 @@ class Simulator:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen; port 0 takes a free one, which `base_url` then names."""
-        runner = web.AppRunner(self._application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        runner = web.AppRunner(
+            self._application(),
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=0.1,
+            keepalive_timeout=self.options.keep_alive,
+        )
         await runner.setup()
         await web.TCPSite(runner, host, port, backlog=4096).start()
         self._runner = runner
@@ -99,6 +105,12 @@ class Simulator:
     def sockets(self) -> dict[str, int]:
         """Live WebSockets by credential name."""
         return {known.name: self.vendor.recorder.sockets[known.name] for known in self.vendor.credentials}
+
+    @property
+    def connections(self) -> int:
+        """Open connections of any kind, idle ones of HTTP included."""
+        server = self._runner.server if self._runner is not None else None
+        return len(server.connections) if server is not None else 0
 
     def forget(self) -> None:
         """Drop all records."""

@@ -8,6 +8,8 @@
 | `sb:s:{sid}:ids`       | hash   | `r:<response_id>` -> turn id, `e:<digest>` -> boundary          | TTL, idle        |
 | `sb:r:{rid}`           | string | sid of the session that a response belongs to                   | TTL, idle        |
 | `sb:o:{own}`           | string | credential and boundary that own a thing at a vendor            | TTL, 30 days     |
+| `sb:t:{token}`         | string | token of an application, sealed with the application's secret   | TTL, its life    |
+| `sb:t:{token}:lease`   | string | node that asks for a new one                                    | TTL, seconds     |
 | `sb:h:{health}:rows`   | hash   | subject -> AuthHealth row                                       | permanent        |
 | `sb:h:{health}:events` | stream | what happened to the rows, about the last 10,000                | permanent        |
 | `sb:h:{health}:limits` | hash   | limit group -> what its vendor said about its limits            | TTL, one day     |
@@ -24,7 +26,7 @@
 | `sb:w:{workers}:lease:<name>` | string | token of the worker that does it alone                   | TTL, seconds     |
 
 What stands in `{...}` is the hash tag: all keys that one script touches share a slot. `sid`, `rid` and `own` are
-digests, so no text of a client is ever part of a key.
+digests, so no text of a client is ever part of a key; so is `token`, which tells nothing of a secret.
 """
 
 from __future__ import annotations
@@ -58,6 +60,16 @@ def response(rid: str) -> str:
 def owner(own: str) -> str:
     """Who owns one thing that lives at a vendor."""
     return f"sb:o:{{{own}}}"
+
+
+def token(name: str) -> str:
+    """The token of one application with one secret."""
+    return f"sb:t:{{{name}}}"
+
+
+def token_lease(name: str) -> str:
+    """Who asks for a new token."""
+    return f"sb:t:{{{name}}}:lease"
 
 
 def health_rows() -> str:

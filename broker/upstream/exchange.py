@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
@@ -49,7 +50,9 @@ class Exchanges:
         "_host",
         "_largest",
         "_listeners",
+        "_moved",
         "_on_end",
+        "_opened",
         "_room",
         "_running",
         "credential",
@@ -94,6 +97,8 @@ class Exchanges:
         self._listeners: dict[str | None, Listener] = {}
         self._running: dict[str | None, _Exchange] = {}
         self._room: asyncio.Event | None = None
+        self._opened: Listener | None = None
+        self._moved = False
 
     # --- what the vendor remembers: nothing ---
 
@@ -131,6 +136,7 @@ class Exchanges:
 
     def attach(self, lane: str | None, listener: Listener) -> None:
         """Events of this lane go to `listener` from now on."""
+        self.shut()
         self._listeners[lane] = listener
 
     def listener(self, lane: str | None) -> Listener | None:
@@ -140,6 +146,7 @@ class Exchanges:
     def detach(self, lane: str | None, listener: Listener) -> None:
         """This listener's turn is over: a request that nobody waits for any more is given up."""
         if self._listeners.get(lane) is listener:
+            self.shut()
             del self._listeners[lane]
             if (running := self._running.pop(lane, None)) is not None:
                 running.leave()
@@ -168,29 +175,41 @@ class Exchanges:
     # --- what comes back ---
 
     def open(self, listener: Listener) -> None:
-        """Every event is looked at: it must be put into other words for its client."""
+        """Plain output may pass to the client without being looked at one by one, if this turn is alone here.
+
+        Where lanes have names, each event must be given its own.
+        """
+        if self.endpoint.conversing and len(self._listeners) == 1 and self._listeners.get(None) is listener:
+            self._opened = listener
 
     def shut(self) -> None:
-        """Nothing passes by itself."""
+        """Every event is looked at."""
+        self._opened = None
 
-    hold = shut
+    def hold(self) -> None:
+        """The client is behind: that is asked before each run."""
 
     def resume(self) -> None:
         """The client has caught up."""
         self.proceed()
 
     def passed(self) -> bool:
-        """Nothing passes by itself."""
-        return False
+        """Whether output has passed since this was last asked."""
+        moved, self._moved = self._moved, False
+        return moved
 
     def proceed(self) -> None:
         """There may be room again."""
         if self._room is not None:
             self._room.set()
 
+    def free(self, listener: Listener) -> bool:
+        """Whether the client, and the turn, can take more."""
+        return not (listener.full or self.held or self._host.behind)
+
     async def room(self, listener: Listener) -> None:
-        """Wait until the client, and the turn, can take more."""
-        while listener.full or self.held or self._host.behind:
+        """Wait until they can."""
+        while not self.free(listener):
             self._room = self._room or asyncio.Event()
             self._room.clear()
             await self._room.wait()
@@ -238,6 +257,8 @@ class _Exchange:
             failure = _GARBAGE
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             failure = Failure(FailureKind.TRANSPORT_LOST, code=type(error).__name__)
+        except asyncio.CancelledError:
+            pass  # given up by `leave` or `close`; a task that ends cancelled keeps its frames, and they this exchange
         finally:
             self._end(failure)
 
@@ -268,23 +289,53 @@ class _Exchange:
 
     async def _stream(self, answer: aiohttp.ClientResponse) -> Failure:
         reader = sse.Reader(self._link._largest)
-        async for piece in answer.content.iter_any():
-            await self._take(reader.feed(piece))
-        await self._take(reader.finish())
+        while piece := await _more(answer.content):
+            await self._take(reader, piece, deque())
+        await self._take(reader, b"", deque(reader.finish()))
         return Failure(FailureKind.TRANSPORT_LOST, code="stream_ended", orderly=False)
 
-    async def _take(self, events: list[bytes]) -> None:
-        """Deal with events in one write, as far as their client and their turn can take them."""
-        host, at = self._link._host, 0
-        while at < len(events) and (listener := self._listener) is not None:
-            await self._link.room(listener)
+    async def _take(self, reader: sse.Reader, piece: bytes, events: deque[bytes]) -> None:
+        """Deal with events, and then with a piece, in one write, as far as their client and their turn can take it."""
+        link, at, in_lines = self._link, 0, b"\r" not in piece
+        while (listener := self._listener) is not None and (events or at < len(piece)):
+            if not link.free(listener):
+                await link.room(listener)
+            host = link._host
             host.gather()
             try:
-                while at < len(events) and not (listener.full or host.behind):
-                    self._understand(events[at])
-                    at += 1
+                while (events or at < len(piece)) and link.free(listener):
+                    if events:
+                        self._understand(events.popleft())
+                    elif not in_lines:
+                        events.extend(reader.feed(piece))
+                        at = len(piece)
+                    elif (end := self._pass(reader, piece, at)) > at:
+                        at = end
+                    else:
+                        # one by one, as each may open the way for a run, or shut it
+                        end = piece.find(b"\n\n", at) + 2
+                        end = end if end > 1 else len(piece)
+                        events.extend(reader.feed(piece[at:end]))
+                        at = end
             finally:
                 host.flush()
+
+    def _pass(self, reader: sse.Reader, piece: bytes, at: int) -> int:
+        """Pass a run of plain output on in one go, if the turn shows; the answer is where it ends."""
+        link, listener = self._link, self._listener
+        if listener is None or link._opened is not listener or self.over or not reader.between:
+            return at
+        items: list[tuple[int, int, int]] = []
+        end = sse.plain_run(piece, at, items)
+        for begins, start, ends in items:
+            if not listener.note_item(piece[start:ends]):
+                end = begins
+                break
+        if end > at:
+            link._moved = True
+            run = piece[at:end]
+            link._host.write(sse.as_frames(run) if link.frames else run)
+        return end
 
     def _understand(self, data: bytes) -> None:
         if not self._link.endpoint.conversing:
@@ -309,6 +360,42 @@ class _Exchange:
             return
         self.over = kind in (EventKind.TERMINAL, EventKind.FAILURE)
         listener.receive(data, kind)
+
+
+async def _more(content: aiohttp.StreamReader) -> bytes:
+    """All of a body that is here and was not read; nothing at its end.
+
+    aiohttp's own way (`readany`) tells the transport to go on after each chunk of HTTP, which costs more than all else
+    that is done for a chunk.
+    """
+    if not _KNOWN:
+        return await content.readany()
+    while True:
+        piece, ends_chunk = await content.readchunk()
+        if content.total_bytes and content._buffer:
+            piece += _rest(content)
+        if piece or not ends_chunk:
+            return piece
+
+
+_KNOWN = all(
+    hasattr(aiohttp.StreamReader, name)
+    for name in ("_buffer", "_buffer_offset", "_cursor", "_http_chunk_splits", "_protocol", "_size")
+)
+"""Whether this is an aiohttp that gathers bodies as `_rest` expects it."""
+
+
+def _rest(content: aiohttp.StreamReader) -> bytes:
+    """What `readchunk` has left there, taken as that takes it."""
+    offset, content._buffer_offset = content._buffer_offset, 0
+    rest = b"".join(content._buffer)
+    content._buffer.clear()
+    if content._http_chunk_splits:
+        content._http_chunk_splits.clear()
+    content._cursor += content._size
+    content._size = 0
+    content._protocol.resume_reading()
+    return rest[offset:]
 
 
 async def _bounded(answer: aiohttp.ClientResponse, most: int) -> bytes:

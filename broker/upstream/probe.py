@@ -9,31 +9,17 @@ from typing import Any
 
 import aiohttp
 import orjson
-from yarl import URL
 
-from broker import __version__
 from broker.domain.classify import classify, classify_event, classify_handshake, read_refusal
 from broker.domain.credential import Credential
 from broker.domain.events import Failed
 from broker.domain.failure import Failure, FailureKind
 from broker.domain.wire import EventKind
 from broker.upstream.dialer import Dialer, DialSettings, Refused
-from broker.upstream.identity import Identity
+from broker.upstream.identity import Identity, NoIdentity
 from broker.upstream.link import Link, LinkClosed
 
 MODELS, WARMUP, RESPONSE, OFF, AUTO = "models", "warmup", "response", "off", "auto"
-
-BY_VENDOR: Mapping[str, str] = {
-    "openai": WARMUP,
-    "azure": WARMUP,
-    "xai": RESPONSE,
-    "vercel": RESPONSE,
-    "custom": RESPONSE,
-}
-"""What `auto` means. A warm-up costs no output, but only some vendors make one without running the model."""
-
-ONLY_CREATED = frozenset({"xai"})
-"""Vendors whose warm-up ends with `response.created` (protocol.md 2.2)."""
 
 TIMEOUT = 15.0
 """Seconds for a whole probe."""
@@ -42,6 +28,7 @@ REFUSAL_BYTES, ANSWER_BYTES = 64 * 1024, 4 * 1024 * 1024
 """How much is read of a refusal, and of an answer."""
 
 _TEXT = "ping"
+_JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 _LEAST_OUTPUT = 16
 
 
@@ -52,7 +39,7 @@ def plan(credential: Credential) -> tuple[str, str]:
     """
     kind = credential.probe_kind
     if kind == AUTO:
-        kind = BY_VENDOR.get(credential.vendor, RESPONSE)
+        kind = credential.manners.probe
     model = credential.probe_model or min(credential.models, default="")
     if kind in (WARMUP, RESPONSE) and not model:
         kind = MODELS
@@ -60,18 +47,32 @@ def plan(credential: Credential) -> tuple[str, str]:
 
 
 class Prober:
-    """Sends probes: each is one request, bounded by `timeout` seconds. One for a process; it holds the connections."""
+    """Sends probes: each is one request, bounded by `timeout` seconds. One for a process; it holds the connections.
 
-    def __init__(self, *, clock: Callable[[], float], timeout: float = TIMEOUT, connect: float = 5.0) -> None:
+    An `identity` that is given is started and stopped by whoever gives it.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        timeout: float = TIMEOUT,
+        connect: float = 5.0,
+        identity: Identity | None = None,
+    ) -> None:
         self._clock = clock
+        self._own_identity = identity is None
+        self._identity = identity or Identity()
         self._timeout = timeout
         self._connect = connect
         settings = DialSettings(connect, max_frame=ANSWER_BYTES)
-        self._dialer = Dialer(settings, Identity(), clock=clock, tap=False)
+        self._dialer = Dialer(settings, self._identity, clock=clock, tap=False)
         self._client: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """Must be called on the loop that uses it."""
+        if self._own_identity:
+            await self._identity.start()
         await self._dialer.start()
         self._client = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
@@ -84,6 +85,8 @@ class Prober:
         await self._dialer.stop()
         if self._client is not None:
             await self._client.close()
+        if self._own_identity:
+            await self._identity.stop()
 
     async def probe(self, credential: Credential, model: str, kind: str) -> Failure | None:
         """Send one request and say what failed; None if the credential serves.
@@ -109,8 +112,18 @@ class Prober:
         return await self._http("POST", credential, "responses", orjson.dumps(body))
 
     async def _http(self, method: str, credential: Credential, path: str, body: bytes | None) -> Failure | None:
+        failure = await self._http_once(method, credential, path, body)
+        if failure is not None and await self._identity.renewed(credential, failure.status, failure.code):
+            failure = await self._http_once(method, credential, path, body)
+        return failure
+
+    async def _http_once(self, method: str, credential: Credential, path: str, body: bytes | None) -> Failure | None:
         assert self._client is not None, "the prober was not started"
-        url, headers = _address(credential.base_url, path), _headers(credential)
+        try:
+            shown = await self._identity.headers(credential)
+        except NoIdentity as none:
+            return none.failure
+        url, headers = self._identity.url(credential, path), {**credential.headers, **shown, **_JSON}
         try:
             # a redirect would take the credential elsewhere
             async with self._client.request(method, url, data=body, headers=headers, allow_redirects=False) as answer:
@@ -139,7 +152,7 @@ class Prober:
 
     async def _warmup(self, credential: Credential, model: str) -> Failure | None:
         frame = {"type": "response.create", "model": model, "input": _TEXT, "generate": False, "store": False}
-        listener = _Warmup(credential.vendor in ONLY_CREATED, self._clock)
+        listener = _Warmup(self._clock)
         try:
             link = await self._dialer.dial(credential, {}, listener)
         except Refused as refused:
@@ -160,8 +173,7 @@ class _Warmup:
     full = False
     behind = False
 
-    def __init__(self, only_created: bool, clock: Callable[[], float]) -> None:
-        self._only_created = only_created
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.outcome: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
 
@@ -169,7 +181,7 @@ class _Warmup:
         """An event of the warm-up: its end, or what goes before it."""
         if kind is EventKind.FAILURE:
             self._settle(classify_event(raw, now=self._clock()))
-        elif kind is EventKind.TERMINAL or (self._only_created and _type(raw) == "response.created"):
+        elif kind is EventKind.TERMINAL:
             self._settle(None)
 
     def answered(self, headers: Mapping[str, str]) -> None:
@@ -213,22 +225,6 @@ def _lost(code: str) -> Failure:
     return Failure(FailureKind.TRANSPORT_LOST, code=code)
 
 
-def _address(base_url: str, path: str) -> URL:
-    """Below the address of an endpoint; what stands behind its `?` stays there."""
-    base, mark, query = base_url.partition("?")
-    return URL(f"{base.rstrip('/')}/{path}{mark}{query}", encoded=True)
-
-
-def _headers(credential: Credential) -> dict[str, str]:
-    return {
-        **credential.headers,
-        "Authorization": f"Bearer {credential.secret.reveal()}",
-        "User-Agent": f"session-broker/{__version__}",
-        "Content-Type": "application/json",
-        "Accept": "application/json",
-    }
-
-
 async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:
     """The body, up to a bound; what is longer comes cut, and is no document any more."""
     read = bytearray()
@@ -245,7 +241,3 @@ def _document(raw: bytes) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return document if isinstance(document, dict) else None
-
-
-def _type(raw: bytes) -> object:
-    return (_document(raw) or {}).get("type")

@@ -34,7 +34,6 @@ async def test_passes_over_both(over_http: Target, name: str) -> None:
     await BOTH[name](over_http)
 
 
-@pytest.mark.xfail(reason="the simulated vendor echoes a tool as it came, without the fields that were left to it")
 async def test_echoes_a_tool_with_the_fields_that_were_left_out(over_http: Target) -> None:
     await tool_calling_with_defaults(over_http)
 

@@ -64,6 +64,15 @@ def test_says_every_field_that_a_response_must_have() -> None:
         assert required <= set(parsed(event)["response"])
 
 
+def test_says_what_holds_where_nothing_was_asked() -> None:
+    silent, null = answered(), answered(**dict.fromkeys(warmup._ECHOED, b"null"))
+    for event in (*silent, *null):
+        response = parsed(event)["response"]
+        assert (response["tools"], response["tool_choice"], response["store"]) == ([], "auto", True)
+        assert (response["temperature"], response["top_p"], response["top_logprobs"]) == (1.0, 1.0, 0)
+        assert {name: response[name] for name in warmup._ECHOED} == warmup._ECHOED
+
+
 @fixed
 @given(st.dictionaries(st.sampled_from(sorted(warmup._ECHOED)), st.sampled_from(ODD), max_size=8))
 def test_says_what_was_asked_in_the_very_bytes(told: dict[str, bytes]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.domain.frames import BINDING as WORDS_THAT_BIND
 from broker.domain.wire import (
     COMPACTION,
     CONVERSATION,
@@ -426,6 +427,7 @@ def test_the_name_of_a_compaction_item_does_not_give_away_what_it_holds() -> Non
         ({"output": [7, None, {"encrypted_content": 7}, {}]}, ()),
         ({"output": {"encrypted_content": "gAAA"}}, ()),
         ({"output": "gAAA"}, ()),
+        ({"output": 7}, ()),
         ({"id": "conv_1"}, ()),
         ([], ()),
         ("conversation", ()),
@@ -613,6 +615,20 @@ BINDING: list[tuple[str, bytes, str]] = [
 @pytest.mark.parametrize(("raw", "reason"), [pytest.param(raw, r, id=name) for name, raw, r in BINDING])
 def test_binds(raw: bytes, reason: str) -> None:
     assert why(raw) == reason
+
+
+@pytest.mark.parametrize(("raw", "reason"), [pytest.param(raw, r, id=name) for name, raw, r in BINDING])
+@pytest.mark.parametrize("at", [0, -1])
+def test_binds_however_the_word_is_spelled(raw: bytes, reason: str, at: int) -> None:
+    spelled = raw
+    for word in WORDS_THAT_BIND:
+        letter = b"\\u%04x" % word[at]
+        other = letter + word[1:] if at == 0 else word[:-1] + letter
+        spelled = spelled.replace(b'"%b"' % word, b'"%b"' % other)
+    assert spelled != raw or reason == CONVERSATION
+    assert why(spelled) == reason
+    items = read_client_frame(spelled)[0].input
+    assert items_bind(bytes(items)) == items_bind(bytes(read_client_frame(raw)[0].input))
 
 
 FREE = [

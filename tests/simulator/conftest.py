@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import aiohttp
 import orjson
 import pytest
 
-from broker.simulator import SessionClient, SimCredential, Simulator
+from broker.simulator import HttpClient, SessionClient, SimCredential, Simulator
 
 CREDENTIALS = [
     SimCredential("A", "sk-sim-a", "org-a"),
@@ -74,11 +74,27 @@ class WaitUntil(Protocol):
 
 
 class NewSimulator(Protocol):
-    def __call__(self, **options: Any) -> Awaitable[Simulator]: ...
+    def __call__(self, credentials: Sequence[SimCredential] = CREDENTIALS, **options: Any) -> Awaitable[Simulator]: ...
 
 
 class Dial(Protocol):
     def __call__(self, sim: Simulator, secret: str = "sk-sim-a") -> Awaitable[Raw]: ...
+
+
+class Ask(Protocol):
+    def __call__(
+        self, sim: Simulator, method: str, path: str, body: Any = None, *, secret: str = "sk-sim-a", **headers: str
+    ) -> Awaitable[tuple[int, Any]]: ...
+
+
+class Stream(Protocol):
+    def __call__(
+        self, sim: Simulator, method: str, path: str, body: Any = None, *, secret: str = "sk-sim-a"
+    ) -> Awaitable[list[dict[str, Any]]]: ...
+
+
+class NewAgent(Protocol):
+    def __call__(self, sim: Simulator, secret: str = "sk-sim-a", **settings: Any) -> Awaitable[HttpClient]: ...
 
 
 class NewClient(Protocol):
@@ -100,8 +116,8 @@ def wait_until() -> WaitUntil:
 async def new_simulator() -> AsyncIterator[NewSimulator]:
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(**options: Any) -> Simulator:
-            sim = Simulator(CREDENTIALS, **options)
+        async def start(credentials: Sequence[SimCredential] = CREDENTIALS, **options: Any) -> Simulator:
+            sim = Simulator(credentials, **options)
             await sim.start()
             stack.push_async_callback(sim.stop)
             return sim
@@ -118,6 +134,46 @@ async def sim(new_simulator: NewSimulator) -> Simulator:
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(PATIENCE)) as session:
         yield session
+
+
+@pytest.fixture
+def ask(http: aiohttp.ClientSession) -> Ask:
+    async def request(
+        sim: Simulator, method: str, path: str, body: Any = None, *, secret: str = "sk-sim-a", **headers: str
+    ) -> tuple[int, Any]:
+        named = {"Authorization": f"Bearer {secret}"} | {name.replace("_", "-"): told for name, told in headers.items()}
+        async with http.request(method, sim.base_url + path, headers=named, json=body) as answer:
+            return answer.status, await answer.json()
+
+    return request
+
+
+@pytest.fixture
+def stream(http: aiohttp.ClientSession) -> Stream:
+    async def read(
+        sim: Simulator, method: str, path: str, body: Any = None, *, secret: str = "sk-sim-a"
+    ) -> list[dict[str, Any]]:
+        headers = {"Authorization": f"Bearer {secret}"}
+        async with http.request(method, sim.base_url + path, headers=headers, json=body) as answer:
+            assert answer.status == 200 and answer.content_type == "text/event-stream", await answer.text()
+            blocks = (await answer.read()).decode().split("\n\n")
+        lines = [line for block in blocks for line in block.split("\n") if line.startswith("data: ")]
+        return [orjson.loads(line.removeprefix("data: ")) for line in lines if line != "data: [DONE]"]
+
+    return read
+
+
+@pytest.fixture
+async def new_agent() -> AsyncIterator[NewAgent]:
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(sim: Simulator, secret: str = "sk-sim-a", **settings: Any) -> HttpClient:
+            agent = HttpClient(sim.base_url, secret, **{"timeout": PATIENCE, **settings})
+            stack.push_async_callback(agent.close)
+            await agent.connect()
+            return agent
+
+        yield start
 
 
 @pytest.fixture

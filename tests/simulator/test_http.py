@@ -127,6 +127,18 @@ async def test_silent_request_ends_when_the_client_leaves(
     await wait_until(lambda: sim.turns[-1].outcome == "lost")
 
 
+@pytest.mark.parametrize(("keep_alive", "connections"), [(75.0, 1), (0.01, 2)])
+async def test_idle_connection_is_kept_for_a_while(
+    new_simulator: Any, http: aiohttp.ClientSession, wait_until: Any, keep_alive: float, connections: int
+) -> None:
+    sim = await new_simulator(keep_alive=keep_alive)
+    await post(http, sim, HELLO)
+    if connections > 1:
+        await wait_until(lambda: sim.connections == 0)
+    await post(http, sim, HELLO)
+    assert len({seen.port for seen in sim.handshakes}) == connections
+
+
 async def test_models_are_those_of_the_credential(sim: Simulator, http: aiohttp.ClientSession) -> None:
     async with http.get(sim.base_url + "/models", headers={"Authorization": "Bearer sk-sim-b"}) as answer:
         assert [model["id"] for model in (await answer.json())["data"]] == ["sim-2"]

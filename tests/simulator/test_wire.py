@@ -54,8 +54,9 @@ async def test_answer_names_the_digest_of_its_context(sim: Simulator, raw: Any) 
 
 
 async def test_response_object_is_whole(sim: Simulator, raw: Any) -> None:
-    tools = [{"type": "function", "name": "f", "parameters": {}}]
-    response = await raw.completed("hello", tools=tools, metadata={"k": "v"}, instructions="be", store=False)
+    short = {"type": "function", "name": "f", "parameters": {}}
+    tools = [{**short, "description": None, "strict": True}]
+    response = await raw.completed("hello", tools=[short], metadata={"k": "v"}, instructions="be", store=False)
     assert response["object"] == "response" and response["status"] == "completed" and response["model"] == "sim-1"
     assert (response["tools"], response["metadata"], response["instructions"]) == (tools, {"k": "v"}, "be")
     assert response["store"] is False and response["error"] is None and response["incomplete_details"] is None

@@ -17,6 +17,8 @@ from broker.domain.failure import Failure, FailureKind
 from broker.simulator import Fault, SimCredential, Simulator
 from broker.upstream.probe import MODELS, OFF, RESPONSE, WARMUP, Prober, plan
 from tests.scenarios.house import wait_until
+from tests.upstream.directory import SECRET as TOKEN_SECRET
+from tests.upstream.directory import Directory
 
 K = FailureKind
 SECRET = "sk-sim-of-the-probed"
@@ -325,6 +327,83 @@ async def test_the_secret_reaches_no_log(
         sim.faults.set("A", fault)
         await prober.probe(credential, "sim-1", kind)
     assert SECRET not in caplog.text and not [r for r in caplog.records if SECRET in repr(r.__dict__)]
+
+
+# --- who asks ---
+
+
+@pytest.fixture
+async def directory() -> AsyncIterator[Directory]:
+    made = Directory()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.mark.parametrize("kind", [MODELS, RESPONSE])
+async def test_a_key_is_shown_where_it_belongs(prober: Prober, vendor: Vendor, kind: str) -> None:
+    seen: list[dict[str, str]] = []
+
+    def answer(request: web.Request) -> web.Response:
+        seen.append(dict(request.headers))
+        return web.json_response({})
+
+    shown = Credential("A", await vendor(answer), Secret(SECRET), auth="api_key", project="p", headers={"X-A": "b"})
+    assert await prober.probe(shown, "m", kind) is None
+    (headers,) = seen
+    assert headers["api-key"] == SECRET and "Authorization" not in headers
+    assert (headers["OpenAI-Project"], headers["X-A"]) == ("p", "b")
+
+
+@each
+async def test_a_token_that_has_run_out_is_renewed_once(
+    prober: Prober, vendor: Vendor, directory: Directory, kind: str
+) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.headers["Authorization"] != f"Bearer {directory.made[-1]}" or len(directory.made) < 2:
+            return web.json_response({"error": {"message": "expired"}}, status=401)
+        if kind != WARMUP:
+            return web.json_response({})
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str('{"type":"response.completed","response":{"id":"r","status":"completed"}}')
+        await socket.receive()
+        return socket
+
+    application = Credential("A", await vendor(answer), TOKEN_SECRET, auth="entra", entra=directory.entra)
+    assert await prober.probe(application, "m", kind) is None
+    assert len(directory.made) == 2
+
+
+@each
+async def test_a_credential_whose_new_tokens_are_refused_too_is_refused(
+    prober: Prober, vendor: Vendor, directory: Directory, kind: str
+) -> None:
+    asked: list[str] = []
+
+    def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.json_response({"error": {"message": "no"}}, status=401)
+
+    application = Credential("A", await vendor(answer), TOKEN_SECRET, auth="entra", entra=directory.entra)
+    assert (await failed(prober, application, kind)).kind is K.AUTH_REJECTED
+    assert len(asked) == len(directory.made) == 2
+
+
+@each
+async def test_an_application_without_a_token_asks_nobody(
+    prober: Prober, vendor: Vendor, directory: Directory, kind: str
+) -> None:
+    asked: list[str] = []
+
+    def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.json_response({})
+
+    application = Credential("A", await vendor(answer), Secret("wrong"), auth="entra", entra=directory.entra)
+    failure = await failed(prober, application, kind)
+    assert (failure.kind, failure.code, failure.names_key) == (K.AUTH_REJECTED, "invalid_client", True)
+    assert not asked and len(directory.asked) == 1
 
 
 # --- which probe a credential gets ---
