@@ -12,7 +12,7 @@ COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo soak bench bench-check test lint types fmt requirements clean
+.PHONY: help demo soak bench bench-check test clients lint types fmt requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -25,6 +25,9 @@ soak: $(DEV) ## faults at random for a while (ARGS="..." for its options)
 
 test: $(DEV) ## all tests; what was skipped is said at the end
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+clients: $(DEV) ## programs that we did not write, the large ones too (Codex CLI, opencode: 800 MB, needs npm)
+	@$(BIN)/python -m pytest -q tests/clients --clients $(ARGS)
 
 bench: $(RUNTIME) ## what relaying costs, beside HAProxy and a plain relay (ARGS="--quick"; see bench/README.md)
 	@$(BIN)/python -m bench.run $(ARGS)
@@ -52,7 +55,7 @@ requirements: ## choose versions within pyproject.toml's bounds, with hashes (AR
 	@$(COMPILE) $(ARGS) --group build -c requirements/dev.txt -o requirements/build.txt >/dev/null
 
 clean: ## remove what can be made again; not data/
-	@rm -rf $(VENV) broker/_frames*.so bench/.build bench/.peers dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) broker/_frames*.so bench/.build bench/.peers tests/clients/.envs dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -1,4 +1,4 @@
-"""Options for all tests: the ordinary path alone, and how long the random histories are."""
+"""Options for all tests: the ordinary path alone, how long the random histories are, which foreign clients run."""
 
 from __future__ import annotations
 
@@ -9,4 +9,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--ordinary", action="store_true", help="run the scenarios with every frame on the ordinary path (no passage)"
     )
+    parser.addoption("--clients", action="store_true", help="also run clients whose installation is hundreds of MB")
     parser.addoption("--sequences", type=int, default=2000, help="how many random histories the health table is put to")
