@@ -12,7 +12,7 @@ COMPILE = $(UV) pip compile --universal --python-version 3.11 --generate-hashes 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo soak bench bench-check test clients lint types fmt requirements clean
+.PHONY: help demo soak bench bench-check test clients fuzz lint types fmt requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -28,6 +28,9 @@ test: $(DEV) ## all tests; what was skipped is said at the end
 
 clients: $(DEV) ## programs that we did not write, the large ones too (Codex CLI, opencode: 800 MB, needs npm)
 	@$(BIN)/python -m pytest -q tests/clients --clients $(ARGS)
+
+fuzz: ## feed the readers of the wire with whatever comes (ARGS="--seconds 60"; PYTHON=one that has atheris)
+	@$(PYTHON) tests/fuzz/fuzz_wire.py $(ARGS)
 
 bench: $(RUNTIME) ## what relaying costs, beside HAProxy and a plain relay (ARGS="--quick"; see bench/README.md)
 	@$(BIN)/python -m bench.run $(ARGS)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from broker.domain.failure import NOT_OFFERED, Failure, FailureKind
-from broker.domain.wire import error_event, event_type, with_lane, with_status
+from broker.domain.wire import Garbage, error_event, event_type, with_lane, with_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,4 +189,7 @@ def verbatim(failure: Failure, stream_id: str | None) -> bytes:
     if event_type(raw) == "error":
         raw = with_status(raw, failure.status)
     # a vendor may leave the lane out where it could not attribute its error; here it could be
-    return raw if stream_id is None else with_lane(raw, stream_id)
+    try:
+        return raw if stream_id is None else with_lane(raw, stream_id)
+    except Garbage:  # nested too deeply to be cut
+        return verbatim(replace(failure, raw=None), stream_id)

@@ -15,6 +15,7 @@ from aiohttp import ClientConnectionError, web
 from broker.domain import errors, events, headers, sse, wire
 from broker.domain.endpoints import COMPACT, CONVERSATIONS, DONE, Endpoint
 from broker.domain.errors import ErrorReply
+from broker.domain.failure import Failure, FailureKind
 from broker.domain.memory import SocketMemory
 from broker.domain.presentation import Presentation
 from broker.domain.session import Session
@@ -241,12 +242,15 @@ class ClientRequest:
 
     async def _whole(self) -> web.Response:
         """The answer in one piece."""
-        if not self._last:
-            # it has left before there was anything to say
+        if self._left or not self._last:
+            # it has left before there was all that there is to say
             return web.Response(status=499)
         if _is_error(self._last):
             return answer_to(self._last, self._headers())
-        body = wire.whole_response(self._last, self._outputs) if self.endpoint.conversing else self._last
+        try:
+            body = wire.whole_response(self._last, self._outputs) if self.endpoint.conversing else self._last
+        except wire.Garbage:
+            return refusal(errors.unserved(Failure(FailureKind.TRANSPORT_LOST, code="garbage")), self._headers())
         await self._note_owner(body)
         return web.Response(body=body, content_type="application/json", headers=self._headers())
 

@@ -257,6 +257,8 @@ class _Exchange:
             failure = _GARBAGE
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             failure = Failure(FailureKind.TRANSPORT_LOST, code=type(error).__name__)
+            # the body keeps what it has raised, and that the frames in which it was: a circle that keeps all of this
+            error.__traceback__ = None
         except asyncio.CancelledError:
             pass  # given up by `leave` or `close`; a task that ends cancelled keeps its frames, and they this exchange
         finally:

@@ -42,7 +42,8 @@ def main() -> None:
         _sow(corpus, readers)
         words = _words(Path(place) / "words", readers)
         limits = [f"-max_total_time={told.seconds}", f"-max_len={LARGEST}", f"-timeout={SLOWEST}", f"-seed={told.seed}"]
-        atheris.Setup([sys.argv[0], str(corpus), f"-dict={words}", "-print_final_stats=1", *limits], feed)
+        found = f"-artifact_prefix={tempfile.gettempdir()}/"
+        atheris.Setup([sys.argv[0], str(corpus), f"-dict={words}", "-print_final_stats=1", found, *limits], feed)
         atheris.Fuzz()
 
 

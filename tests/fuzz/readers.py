@@ -158,6 +158,7 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     ),
     "crossing": (
         b"connection: x-a, upgrade\nX-Codex-Window-Id: w\nAuthorization: Bearer s\nx-codex-primary-used-percent: 99",
+        b"openai-beta: a\0b\nx-request-id: r\rs\ntraceparent: \xff\nx-codex-a: a\nX-Codex-A: b\nx-codex-\xe9: c",
         b"x-ratelimit-limit-tokens: 10\nx-ratelimit-remaining-tokens: 1\nx-ratelimit-reset-tokens: 2026-01-01T00:00:00",
     ),
 }
