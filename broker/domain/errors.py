@@ -64,6 +64,16 @@ def not_found(thing: str) -> ErrorReply:
     return ErrorReply(404, "not_found", f"'{thing}' was not found.", "invalid_request_error")
 
 
+def foreign_context() -> ErrorReply:
+    """The input itself holds what only another organisation can read, and nobody of that can serve it."""
+    return bad_request(
+        "invalid_encrypted_content",
+        "The input holds encrypted content that no credential of this broker can read. Leave it out, and send the "
+        "context that it stands for.",
+        "input",
+    )
+
+
 def not_offered() -> ErrorReply:
     """Nobody in the pool speaks what this endpoint needs."""
     return ErrorReply(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from broker.domain.wire import items_bind
+from broker.domain.wire import COMPACTIONS, items_bind
 
 
 class TurnMeta(msgspec.Struct, frozen=True):
@@ -144,9 +144,6 @@ def rebuild(
     return Rebuilt(b"[" + b",".join(parts) + b"]", dropped + lost, len(chain))
 
 
-_COMPACTIONS = ("compaction", "compaction_summary")
-
-
 def _carry(array: bytes, boundary: str, origins: Mapping[str, str] | None, home: str) -> tuple[list[bytes], int]:
     all_at_home = origins is None and home == boundary
     if all_at_home or not (b'"reasoning"' in array or b'"compaction' in array):
@@ -163,11 +160,11 @@ def _carry(array: bytes, boundary: str, origins: Mapping[str, str] | None, home:
 
 def _is_foreign(item: bytes, boundary: str, origins: Mapping[str, str] | None, home: str | None) -> bool:
     peek = _peek.decode(item)
-    if peek.type != "reasoning" and peek.type not in _COMPACTIONS:
+    if peek.type != "reasoning" and peek.type not in COMPACTIONS:
         return False
     if peek.encrypted_content and origins is not None:
         home = origins.get(mint_digest(peek.encrypted_content))
-    if home != boundary and peek.type in _COMPACTIONS:
+    if home != boundary and peek.type in COMPACTIONS:
         # its ciphertext *is* the context (protocol.md 8.7): leaving it out would be silent amnesia
         raise Immovable("the conversation holds a compaction item", home)
     return home != boundary

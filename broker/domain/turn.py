@@ -232,7 +232,8 @@ class Turn:
         return self._tell(Outcome.NOT_FOUND, errors.not_found(event.thing))
 
     def _parent_gone(self, event: ParentGone, now: float) -> list[Command]:
-        reply = errors.previous_response_not_found(self.request.previous_response_id or "")
+        named = self.request.previous_response_id
+        reply = errors.foreign_context() if named is None else errors.previous_response_not_found(named)
         return self._tell(Outcome.NOT_FOUND, reply)
 
     def _store_lost(self, event: StoreLost, now: float) -> list[Command]:

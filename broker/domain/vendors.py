@@ -27,7 +27,7 @@ class Vendor(msgspec.Struct, frozen=True):
     `probe` is the least that shows whether it serves: a warm-up costs no output, but only some make one without running
     the model. `lanes`: whether several named lanes run on one socket. `warmup`: "full", or "created_only" where a
     warm-up ends with `response.created`. `strict`: a create by WebSocket must not hold what only HTTP has.
-    `reuses_ids`: one response id may name several turns.
+    `reuses_ids`: one response id may name several turns. `one_model`: a socket asks for one model alone.
     """
 
     base_url: str = ""
@@ -41,6 +41,7 @@ class Vendor(msgspec.Struct, frozen=True):
     warmup: str = "full"
     strict: bool = False
     reuses_ids: bool = False
+    one_model: bool = False
 
 
 VENDORS: Mapping[str, Vendor] = MappingProxyType(
@@ -55,7 +56,9 @@ VENDORS: Mapping[str, Vendor] = MappingProxyType(
             strict=True,
             reuses_ids=True,
         ),
-        "vercel": Vendor(base_url="https://ai-gateway.vercel.sh/v1", max_age=720.0, lanes=False, strict=True),
+        "vercel": Vendor(
+            base_url="https://ai-gateway.vercel.sh/v1", max_age=720.0, lanes=False, strict=True, one_model=True
+        ),
         # it may be a gateway in front of any of the others
         "custom": Vendor(auth=(BEARER, API_KEY, ENTRA), scope=ENTRA_SCOPE, projects=True),
     }

@@ -203,6 +203,7 @@ def input_items(raw_input: bytes) -> bytes:
 
 CONVERSATION = "a conversation"
 COMPACTION = "a compaction item"
+COMPACTIONS = ("compaction", "compaction_summary")
 
 
 def binds(raw: bytes, frame: ClientFrame | ClientBody) -> str | None:
@@ -229,14 +230,19 @@ def owned(frame: ClientFrame | ClientBody, binding: str | None) -> tuple[str, ..
         named = _loads(bytes(frame.conversation))
         name = named.get("id") if isinstance(named, dict) else named
         return (name,) if isinstance(name, str) and name else ()
-    if binding == COMPACTION:
-        items = _loads(bytes(frame.input))
-        # it may have stood among the tools, beside an input that is no list
-        listed = items if isinstance(items, list) else []
-        compactions = [item for item in listed if isinstance(item, dict) and _binding_here(item) == COMPACTION]
-        ciphers = [item["encrypted_content"] for item in compactions]
-        return tuple(compaction_name(cipher) for cipher in ciphers if isinstance(cipher, str))
-    return ()
+    return _compactions(_loads(bytes(frame.input))) if binding is not None else ()
+
+
+def compactions(array: bytes) -> tuple[str, ...]:
+    """The names of the compaction items among these items (a JSON array). The bytes are searched first."""
+    return _compactions(_loads(array)) if b'"compaction' in array else ()
+
+
+def _compactions(items: object) -> tuple[str, ...]:
+    listed = items if isinstance(items, list) else []
+    found = [item for item in listed if isinstance(item, dict) and item.get("type") in COMPACTIONS]
+    ciphers = [item.get("encrypted_content") for item in found]
+    return tuple(compaction_name(cipher) for cipher in ciphers if isinstance(cipher, str))
 
 
 def compaction_name(encrypted_content: str) -> str:
@@ -280,7 +286,7 @@ def _binding_here(node: dict[str, Any]) -> str | None:
     kind = node.get("type")
     if kind == "item_reference":
         return "an item reference"
-    if kind in ("compaction", "compaction_summary") and node.get("encrypted_content"):
+    if kind in COMPACTIONS and node.get("encrypted_content"):
         return COMPACTION
     if isinstance(node.get("file_id"), str) or (isinstance(node.get("file_ids"), list) and node["file_ids"]):
         return "a file id"
@@ -461,11 +467,7 @@ def made(body: bytes) -> tuple[str, ...]:
         return ()
     if document.get("object") == "conversation" and isinstance(document.get("id"), str):
         return (document["id"],)
-    items = document.get("output")
-    ciphers = (
-        [item.get("encrypted_content") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
-    )
-    return tuple(compaction_name(cipher) for cipher in ciphers if isinstance(cipher, str))
+    return _compactions(document.get("output"))
 
 
 def streaming(body: bytes) -> bytes:

@@ -82,6 +82,13 @@ class Attempt:
             rooted=request.binding != wire.CONVERSATION and (parent is None or parent.known),
         )
 
+    def compactions(self) -> tuple[str, ...]:
+        """The names of the compaction items among the output: only one organisation can read them."""
+        listed = self._items or [(0, self.response[1])]
+        if not any(b'"compaction' in item for _, item in listed):
+            return ()
+        return wire.compactions(self.outputs())
+
     def outputs(self) -> bytes:
         """The output items as a JSON array."""
         if not self._items:

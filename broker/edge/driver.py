@@ -580,14 +580,15 @@ class TurnDriver:
     def _open(self, command: c.Open) -> Answer:
         assert self.attempt is not None
         self.attempt.pin = self.turn.session.pin
-        link = self.client.links.ready(command.credential, self.request.previous_response_id)
+        request = self.request
+        link = self.client.links.ready(command.credential, request.previous_response_id, request.model)
         if link is None:
             return self._ask(self._dial(command))
         return self._opened(link)
 
     async def _dial(self, command: c.Open) -> e.Event:
         try:
-            link = await self.client.links.dial(command.credential, self.request.lane)
+            link = await self.client.links.dial(command.credential, self.request.lane, self.request.model)
         except Refused as refused:
             return e.Failed(refused.failure)
         if link.limits is not None:
@@ -665,6 +666,8 @@ class TurnDriver:
     def _commit(self, command: c.Commit) -> Answer:
         attempt = self.attempt
         assert attempt is not None and attempt.link is not None
+        for thing in attempt.compactions():
+            self._wiring.sessions.note_owner(self.turn.session.tenant, thing, attempt.credential)
         if not self.request.recorded:
             return e.Committed(None, False)
         commit = attempt.commit(self.turn, self._items, keep=self.client.keeps_transcript)

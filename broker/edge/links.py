@@ -57,23 +57,27 @@ class Links:
         self._dials: dict[tuple[str, str | None], asyncio.Task[AnyLink]] = {}
         self._closing: list[asyncio.Task[None]] = []
 
-    def ready(self, credential: Credential, parent: str | None = None) -> AnyLink | None:
+    def ready(self, credential: Credential, parent: str | None = None, model: str = "") -> AnyLink | None:
         """The link of `credential` that is there, if it will do; of several the one that holds `parent`."""
         link = self._current
         if link is None or link.credential is not credential:
             return None
         if not link.lanes:
-            link = self._free(credential, parent)
+            link = self._free(credential, parent, model)
         if link is None or not link.usable:
             return None
         return link if asyncio.get_running_loop().time() < link.expires else None
 
-    def _free(self, credential: Credential, parent: str | None) -> AnyLink | None:
-        free = [link for link in self._all if link.credential is credential and link.usable and not link.busy]
+    def _free(self, credential: Credential, parent: str | None, model: str) -> AnyLink | None:
+        free = [
+            link
+            for link in self._all
+            if link.credential is credential and link.usable and not link.busy and link.model in ("", model)
+        ]
         holding = (link for link in free if parent is not None and link.holds(parent))
         return next(holding, free[-1] if free else None)
 
-    async def dial(self, credential: Credential, lane: str | None = None) -> AnyLink:
+    async def dial(self, credential: Credential, lane: str | None = None, model: str = "") -> AnyLink:
         """A fresh link of `credential`, which takes the place of the one there is. Raises `Refused`."""
         if self._host is NOBODY:
             raise Refused(Failure(FailureKind.TRANSPORT_LOST, code="client_left", orderly=True))
@@ -82,7 +86,7 @@ class Links:
         dial = self._dials.get(key)
         if dial is None:
             # lanes that need the same socket wait for one dial, and hear of its refusal together
-            dial = asyncio.create_task(self._replace(credential), name=f"dial:{credential.name}")
+            dial = asyncio.create_task(self._replace(credential, model), name=f"dial:{credential.name}")
             self._dials[key] = dial
             dial.add_done_callback(lambda done: self._dialled(key, done))
         try:
@@ -95,7 +99,7 @@ class Links:
         if not dial.cancelled():
             dial.exception()  # whoever waited was told; where nobody did, there is nobody to tell
 
-    async def _replace(self, credential: Credential) -> AnyLink:
+    async def _replace(self, credential: Credential, model: str) -> AnyLink:
         fresh = await self._dialer.open(credential, self._headers, self._host, self._endpoint, frames=self._frames)
         now = asyncio.get_running_loop().time()
         for link in self._all:
@@ -105,6 +109,7 @@ class Links:
         self._all.append(fresh)
         self._current = fresh
         if isinstance(fresh, Link):
+            fresh.model = model if credential.manners.one_model else ""
             # sockets opened together shall not all end together
             fresh.expires = now + credential.max_age * (0.9 + 0.1 * self._chance())
         self.settle()

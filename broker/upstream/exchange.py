@@ -67,6 +67,7 @@ class Exchanges:
 
     steers = False
     lanes = True
+    model = ""
 
     def __init__(
         self,

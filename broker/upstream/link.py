@@ -107,7 +107,8 @@ class Link:
     It knows which responses were minted on it and are still there (`holds`), and hands every event to the listener
     of its lane. `limits` is what the vendor said at the door. `retired` means that no further turn may start on it; it
     closes when the last one has left. While it is `held`, nothing is dealt with. `expires` (the loop's clock) is when
-    no further turn may start by its age, `lanes` whether several turns may run on it.
+    no further turn may start by its age, `lanes` whether several turns may run on it, `model` the
+    only one that it may ask for, where that is so.
 
     Where a vendor has no lanes, one turn runs at a time, and its lane is known here alone. With `frames` False, what is
     sent are bodies of HTTP requests, to be put into frames.
@@ -136,6 +137,7 @@ class Link:
         "held",
         "lanes",
         "limits",
+        "model",
         "retired",
     )
 
@@ -157,6 +159,7 @@ class Link:
         self.limits = limits
         self.frames = frames
         self.expires = float("inf")
+        self.model = ""
         manners = credential.manners
         self.lanes = manners.lanes
         self._as_it_is = frames and manners.lanes and not manners.strict and manners.warmup != "created_only"
@@ -187,6 +190,8 @@ class Link:
 
     def mint(self, response_id: str, lane: str | None) -> None:
         """A response ended well on this socket."""
+        if not self.lanes:
+            self._minted.clear()  # such a vendor remembers one response of a socket (protocol.md 1.1)
         self._minted.pop(response_id, None)  # the newest stands last
         self._minted[response_id] = lane
         if len(self._minted) > REMEMBERED:

@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
@@ -26,6 +26,9 @@ from broker.edge.node import Node, StoreSettings
 from broker.edge.placement import Placing
 from broker.edge.wiring import Bounds
 from broker.simulator import SessionClient, SimCredential, Simulator, TurnResult
+from broker.simulator.client import tool_outputs
+from broker.simulator.context import Item, input_items
+from broker.simulator.manners import Manner
 from broker.simulator.record import TurnRecord
 from broker.upstream.dialer import DialSettings
 
@@ -55,17 +58,25 @@ TENANTS = [
 
 
 class House:
-    """Nodes in this process over real sockets; `boundaries` gives each credential its organisation."""
+    """Nodes in this process over real sockets; `boundaries` gives each credential its organisation, `manners` the ways
+    of its vendor."""
 
-    def __init__(self, url: str, boundaries: dict[str, str], **options: Any) -> None:
+    def __init__(
+        self, url: str, boundaries: dict[str, str], manners: Mapping[str, str | Manner] | None = None, **options: Any
+    ) -> None:
         self.url = url
         self.boundaries = boundaries
         self.passage = True
         self.sim = Simulator(
-            [SimCredential(name, f"sk-sim-{name}", boundary) for name, boundary in boundaries.items()], **options
+            [
+                SimCredential(name, f"sk-sim-{name}", boundary, manner=(manners or {}).get(name))
+                for name, boundary in boundaries.items()
+            ],
+            **options,
         )
         self.nodes: list[Listeners] = []
         self.clients: list[SessionClient] = []
+        self.callers: list[Caller] = []
 
     async def start(self) -> House:
         await self.sim.start()
@@ -74,6 +85,8 @@ class House:
     async def stop(self) -> None:
         for client in self.clients:
             await client.kill()
+        for caller in self.callers:
+            await caller.stop()
         for listeners in self.nodes:
             await listeners.stop()
         await self.sim.stop()
@@ -120,6 +133,12 @@ class House:
         self.clients.append(client)
         return client
 
+    def caller(self, node: Listeners, **more: Any) -> Caller:
+        """An agent that speaks HTTP."""
+        caller = Caller(node, **more)
+        self.callers.append(caller)
+        return caller
+
     async def connected(self, node: Listeners, **more: Any) -> SessionClient:
         client = self.agent(node, **more)
         assert await client.connect(), client.handshake_status
@@ -135,6 +154,130 @@ class House:
         found = await self.nodes[0].node.store.load(derive_sid(tenant, name))
         assert found is not None
         return found
+
+
+@dataclass(slots=True, eq=False)
+class Answer(TurnResult):
+    """One turn over HTTP, checked like any other; `body` holds the bytes of an answer that came in one piece."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class Caller:
+    """An agent over HTTP: each turn is a request, checked against its own transcript. `head` is the newest good one."""
+
+    def __init__(
+        self,
+        node: Listeners,
+        *,
+        key: str = KEY,
+        session_id: str | None = None,
+        stream: bool = True,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.head: TurnResult | None = None
+        self.stream = stream
+        self.headers = {"Authorization": f"Bearer {key}", **({"x-session-id": session_id} if session_id else {})}
+        self.headers |= headers or {}
+        self.http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20.0))
+        self.move(node)
+
+    def move(self, node: Listeners) -> None:
+        """From now on ask this node."""
+        self.url = f"http://127.0.0.1:{node.client_port}/v1"
+
+    async def stop(self) -> None:
+        """Let go of the connections."""
+        await self.http.close()
+
+    def ask(self, path: str, body: Any = None, method: str = "POST", **more: Any) -> Any:
+        """One request, whatever it is, as aiohttp makes it."""
+        data = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
+        headers = {"Content-Type": "application/json", **self.headers, **more.pop("headers", {})}
+        return self.http.request(method, f"{self.url}/{path}", data=data, headers=headers, **more)
+
+    async def turn(
+        self,
+        text: str | list[Item],
+        *,
+        parent: TurnResult | str | None = "head",
+        incremental: bool = True,
+        stream: bool | None = None,
+        store: bool = True,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> Answer:
+        """Ask and wait for the end. `parent` None starts afresh; `more` are further fields of the body."""
+        before = self.head if isinstance(parent, str) else parent
+        settings = {"model": "sim-1", "store": store, "stream": self.stream if stream is None else stream, **more}
+        answer = Answer(None, before, input_items(text), incremental, settings, started=time.monotonic())
+        async with self.ask("responses", body_of(answer), headers=headers or {}) as response:
+            answer.status, answer.headers = response.status, {n.lower(): v for n, v in response.headers.items()}
+            if response.content_type == "text/event-stream":
+                await self._read(response, answer)
+            else:
+                answer.body = await response.read()
+                take_whole(answer)
+        if answer.ok:
+            self.head = answer
+        return answer
+
+    async def answer_calls(self, **more: Any) -> Answer:
+        """Answer all open function calls of the newest turn."""
+        assert self.head is not None
+        return await self.turn(tool_outputs(self.head), **more)
+
+    async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
+        try:
+            async for event in server_sent(response):
+                if event["type"] == "error":
+                    assert "error" not in event, "over HTTP an error in a stream is flat"
+                    event = {"type": "error", "sequence_number": event["sequence_number"], "error": event}
+                answer.observe(event, time.monotonic())
+        except aiohttp.ClientError as failure:
+            answer.give_up(f"the connection was lost ({failure!r})", time.monotonic())
+        answer.give_up("the stream ended without a terminal event", time.monotonic())
+
+
+async def server_sent(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    """The events of a stream; the name of each must be the type in its data."""
+    name = ""
+    async for line in response.content:
+        said, _, value = line.decode().rstrip("\n").partition(": ")
+        if said == "event":
+            name = value
+        elif said == "data":
+            event: dict[str, Any] = orjson.loads(value)
+            assert event["type"] == name, (name, event["type"])
+            yield event
+
+
+def body_of(answer: TurnResult) -> dict[str, Any]:
+    """The request that asks for a turn."""
+    if answer.parent is None:
+        return {**answer.settings, "input": answer.input}
+    if not answer.incremental:
+        return {**answer.settings, "input": answer.parent.transcript() + answer.input}
+    return {**answer.settings, "previous_response_id": answer.parent.response_id, "input": answer.input}
+
+
+def take_whole(answer: Answer) -> None:
+    """Check an answer in one piece as if its events had come one by one."""
+    said = orjson.loads(answer.body)
+    if answer.status != 200:
+        events: list[dict[str, Any]] = [{"type": "error", "status": answer.status, "error": said["error"]}]
+    else:
+        events = [{"type": "response.created", "response": said}]
+        for item in said["output"]:
+            parts = [part["text"] for part in item.get("content") or [] if part.get("type") == "output_text"]
+            events += [{"type": "response.output_text.delta", "delta": part} for part in parts]
+            events.append({"type": "response.output_item.done", "item": item})
+        events.append({"type": f"response.{said['status']}", "response": said})
+    for number, event in enumerate(events):
+        answer.observe({**event, "sequence_number": number}, time.monotonic())
+    answer.give_up(f"it ends as {said.get('status')}", time.monotonic())
 
 
 class Plain:
@@ -188,6 +331,11 @@ def counted(node: Listeners, metric: str, **labels: str) -> float:
             if sample.name == metric and all(sample.labels.get(k) == v for k, v in labels.items()):
                 total += sample.value
     return total
+
+
+def by(pool: Sequence[Credential], *transports: str) -> list[Credential]:
+    """The same credentials, whose endpoints speak these transports; the first one is preferred."""
+    return [replace(credential, transports=transports) for credential in pool]
 
 
 def only(pool: list[Credential], *names: str) -> list[Credential]:

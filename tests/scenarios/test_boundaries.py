@@ -12,7 +12,7 @@ from broker.edge.app import Listeners
 from broker.simulator import SessionClient
 from broker.simulator.client import TurnResult
 from broker.simulator.context import Item
-from tests.scenarios.house import PRIVATE_KEY, House, counted, everything_in, wait_until
+from tests.scenarios.house import PRIVATE_KEY, House, by, counted, everything_in, wait_until
 
 ORGANISATIONS = {"A": "org-a", "A2": "org-a", "B": "org-b"}
 Build = Callable[..., Awaitable[House]]
@@ -170,7 +170,8 @@ async def test_keeps_its_own_and_strips_foreign_reasoning_from_a_full_context_af
 
 
 async def bound_by(house: House, what: str) -> tuple[list[Item] | str, dict[str, Any]]:
-    """Input and further fields of a turn that only org-a can serve."""
+    """Input and further fields of a turn that only org-a can serve. Its conversation was not made here, which only a
+    tenant may name that has the pool for itself."""
     if what == "a conversation":
         return "hello", {"conversation": house.sim.create_conversation("org-a")}
     part = {"file": {"type": "input_file", "file_id": "file-1"}, "text": {"type": "input_text", "text": "hello"}}
@@ -189,7 +190,7 @@ BINDING = ["a conversation", "a file id", "a vector store", "a container", "a st
 
 @pytest.mark.parametrize("what", BINDING)
 async def test_serves_what_is_bound_inside_its_boundary(house: House, what: str) -> None:
-    node = await house.node()
+    node = await house.node(alone=True)
     client = await house.connected(node)
     text, extra = await bound_by(house, what)
     exhaust(house, "A")
@@ -204,7 +205,7 @@ async def test_serves_what_is_bound_inside_its_boundary(house: House, what: str)
 async def test_says_when_a_bound_turn_can_be_served_again_instead_of_crossing_its_boundary(
     house: House, what: str
 ) -> None:
-    node = await house.node()
+    node = await house.node(alone=True)
     client = await house.connected(node)
     assert (await client.turn("one")).ok
     text, extra = await bound_by(house, what)
@@ -313,15 +314,28 @@ async def test_a_compacted_context_that_the_client_sends_itself_does_not_cross_t
 
 
 async def test_does_not_repeat_a_conversation_turn_that_may_have_run(house: House) -> None:
-    node = await house.node()
+    node = await house.node(credentials=by(house.credentials(), "websocket", "http"))
     client = await house.connected(node)
+    async with house.caller(node).ask("conversations", {}) as made:
+        conversation = (await made.json())["id"]
     house.sim.faults.set("*", "server_error", at="after_created", do="reset", times=1)
 
-    lost = await client.turn("hello", extra={"conversation": house.sim.create_conversation("org-a")})
+    lost = await client.turn("hello", extra={"conversation": conversation})
 
     assert lost.error is not None, "sent, and nobody knows whether it ran: repeated it might stand there twice"
     assert (lost.error["status"], lost.error["code"]) == (502, "outcome_unknown")
     assert len(house.sim.turns) == 1
+
+
+async def test_refuses_a_conversation_that_nobody_has_made_here_where_tenants_share_the_pool(house: House) -> None:
+    node = await house.node()
+    client = await house.connected(node)
+
+    refused = await client.turn("hello", extra={"conversation": house.sim.create_conversation("org-a")})
+
+    assert refused.error is not None, "the vendor knows our credentials and not our tenants: it would be served"
+    assert (refused.error["status"], refused.error["code"]) == (404, "not_found")
+    assert house.sim.turns == []
 
 
 # --- a tenant of whose turns nothing is kept ---
