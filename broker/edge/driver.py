@@ -57,9 +57,6 @@ _RUNNING = frozenset({State.WAITING, State.SHOWING})
 _OF_EVERY_TURN = frozenset({"response.created", "response.in_progress", "response.queued"})
 _OF_A_RESPONSE = b'{"type":"response.'
 
-QUIET = 15.0
-"""Seconds of silence to a client after which it is told that its turn goes on, where it must be."""
-
 
 class Client(Protocol):
     """What a turn needs of the client it serves, whichever way that client is connected."""
@@ -789,7 +786,7 @@ class TurnDriver:
             passed, self._moved = link.passed() or self._moved, False
         if passed:
             self._quiet_since = now
-        elif now - self._quiet_since > QUIET:
+        elif now - self._quiet_since > self._wiring.bounds.quiet:
             self._quiet_since = now
             self.client.keep_alive(self.request.lane)
         if attempt is None or attempt.link is None or self.turn.state not in _RUNNING:

@@ -24,6 +24,7 @@ class Bounds:
     first_event: float = 60.0
     silence: float = 120.0
     answer: float = 600.0
+    quiet: float = 15.0
     send_timeout: float = 30.0
     leave: float = 10.0
     heartbeat: float = 20.0
