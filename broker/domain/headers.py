@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import lru_cache
 
 import msgspec
 
@@ -122,6 +123,7 @@ _NAME = re.compile(r"[a-z0-9_.\-]{1,128}")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
+@lru_cache(maxsize=1024)
 def row_of(name: str) -> Row:
     """What happens to a header of this name."""
     name = name.lower()
