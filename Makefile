@@ -55,6 +55,7 @@ requirements: ## choose versions within pyproject.toml's bounds, with hashes (AR
 	@$(UV) --version >/dev/null || { echo "this needs uv: pip install uv, or make UV=/path/to/uv" >&2; exit 1; }
 	@$(COMPILE) $(ARGS) pyproject.toml -o requirements/runtime.txt >/dev/null
 	@$(COMPILE) $(ARGS) pyproject.toml --group test --group lint -o requirements/dev.txt >/dev/null
+	@$(COMPILE) $(ARGS) requirements/clients.in -o requirements/clients.txt >/dev/null
 	@$(COMPILE) $(ARGS) --group build -c requirements/dev.txt -o requirements/build.txt >/dev/null
 
 clean: ## remove what can be made again; not data/

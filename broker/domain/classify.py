@@ -288,6 +288,8 @@ def classify_handshake(status: int, headers: Mapping[str, str], body: bytes, *, 
     failure = replace(classify(refusal, now=now), independent=True)
     if failure.kind is K.AUTH_REJECTED:
         return replace(failure, names_key=True)
+    if failure.kind is K.REQUEST_FAULT and status == 431:
+        return replace(failure, kind=K.UNSUPPORTED, orderly=True)  # the client's headers went along
     if failure.kind is K.REQUEST_FAULT:
         # 400, 404, 405, 426: this endpoint does not offer what we asked of it
         return replace(failure, kind=K.UNSUPPORTED)

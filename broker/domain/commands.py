@@ -122,10 +122,11 @@ class Abandon(msgspec.Struct, frozen=True):
 
 
 class FailOver(msgspec.Struct, frozen=True):
-    """Count a move to another credential, its cause and how far the turn had come."""
+    """Count a move to another credential, its cause and how far the turn had come; `ran` if it may be billed twice."""
 
     failure: Failure
     phase: Phase
+    ran: bool = False
 
 
 class Tell(msgspec.Struct, frozen=True):

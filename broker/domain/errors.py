@@ -12,12 +12,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from broker.domain.failure import NOT_OFFERED, Failure, FailureKind
+from broker.domain.headers import without_account
 from broker.domain.wire import Garbage, error_event, event_type, with_lane, with_status
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorReply:
-    """An error as a client sees it; every codec renders the same one."""
+    """An error as a client sees it; every codec renders the same one.
+
+    `retry_after` (seconds) says when to come again, `again` False that coming again by itself does harm, or no good:
+    SDKs repeat every 5xx and 429 otherwise.
+    """
 
     status: int
     code: str
@@ -26,10 +31,13 @@ class ErrorReply:
     param: str | None = None
     retry_after: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    again: bool = True
 
     def event(self, stream_id: str | None = None) -> bytes:
         """As an `error` event of a WebSocket."""
-        headers = None if self.retry_after is None else {"retry-after": str(max(1, math.ceil(self.retry_after)))}
+        headers = {} if self.retry_after is None else {"retry-after": str(max(1, math.ceil(self.retry_after)))}
+        if not self.again:
+            headers["x-should-retry"] = "false"
         return error_event(
             self.status,
             self.code,
@@ -45,6 +53,10 @@ class ErrorReply:
         """As the body of an HTTP response."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code, **self.extra}
         return {"error": error}
+
+
+SOON = 60.0
+"""Seconds for which an SDK waits before it comes again; what ends later it should not wait for."""
 
 
 def bad_request(code: str, message: str, param: str | None = None, status: int = 400) -> ErrorReply:
@@ -81,6 +93,7 @@ def not_offered() -> ErrorReply:
         "endpoint_not_offered",
         "No credential of this broker offers this endpoint.",
         "invalid_request_error",
+        again=False,
     )
 
 
@@ -96,6 +109,7 @@ def all_exhausted(resets_at: float | None, now: float) -> ErrorReply:
         "usage_limit_reached",
         retry_after=None if resets_at is None else max(1.0, resets_at - now),
         extra=extra,
+        again=resets_at is not None and resets_at - now <= SOON,
     )
 
 
@@ -151,6 +165,7 @@ def outcome_unknown() -> ErrorReply:
         "The upstream was lost while this turn may have been running. It may already stand in the conversation: "
         "look there before sending it again.",
         "server_error",
+        again=False,
     )
 
 
@@ -191,7 +206,7 @@ def refused(failure: Failure) -> ErrorReply:
 
 def verbatim(failure: Failure, stream_id: str | None) -> bytes:
     """The vendor's own event about the request; given a numeric status where the vendor left it out."""
-    raw = failure.raw
+    raw = without_account(failure.raw) if failure.raw is not None else None
     if raw is None:
         status = failure.status if 400 <= failure.status < 500 else 400
         reply = bad_request(failure.code or "invalid_request", "The upstream refused the request.", status=status)

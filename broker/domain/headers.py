@@ -209,6 +209,37 @@ def event_without_turn_state(raw: bytes) -> bytes:
         raise wire.Garbage("not a JSON object") from None
 
 
+_REFUSALS = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
+
+
+def without_account(raw: bytes) -> bytes:
+    """A vendor's event whose maps of headers hold nothing but what may cross, and what says when to come again.
+
+    Its other values stay the bytes they are; an event without headers comes back as the very object, and so does one
+    that cannot be cut.
+    """
+    if b'"headers"' not in raw:
+        return raw
+    try:
+        for path in (("headers",), ("error", "headers"), ("response", "headers")):
+            raw = _allowed(raw, path)
+    except _UNREADABLE:
+        pass
+    return raw
+
+
+def _allowed(raw: bytes, path: Sequence[str]) -> bytes:
+    held = wire.fields(raw)
+    if not path:
+        kept = {n: v for n, v in held.items() if n.lower() in _REFUSALS or row_of(n).answer is Policy.PASS}
+        return raw if len(kept) == len(held) else wire.join(kept)
+    inner = bytes(held.get(path[0], b""))
+    if inner[:1] != b"{":
+        return raw
+    rest = _allowed(inner, path[1:])
+    return raw if rest is inner else wire.join({**held, path[0]: rest})
+
+
 def _holds(raw: bytes) -> bool:
     return any(spelling in raw for spelling in _SPELLINGS)
 

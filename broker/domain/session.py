@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import msgspec
@@ -46,6 +46,11 @@ class Session:
     closed: bool = False
     avoided: str | None = None
     reuses_ids: bool = False
+
+    def aside(self) -> Session:
+        """A session like it, of which nothing is written, so that what is done with it changes nothing."""
+        pin = msgspec.structs.replace(self.pin, epoch=0) if self.pin is not None else None
+        return replace(self, pin=pin)
 
     def served_within(self, *boundaries: str) -> None:
         """Credentials of these boundaries have served a turn of it."""

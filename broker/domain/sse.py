@@ -99,13 +99,21 @@ def _data(event: bytes) -> bytes | None:
 
 
 def named(kind: str, data: bytes) -> bytes:
-    """An event with its name, as the Responses API sends it."""
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+    """An event with its name, as the Responses API sends it. Data of several lines stays one event, and a name that
+    would end its line is none."""
+    name = kind.encode() if kind.isprintable() else b"message"
+    return b"event: %b\ndata: %b\n\n" % (name, _in_one_event(data))
 
 
 def bare(data: bytes) -> bytes:
     """An event without a name, as chat completions send it."""
-    return b"data: %b\n\n" % data
+    return b"data: %b\n\n" % _in_one_event(data)
+
+
+def _in_one_event(data: bytes) -> bytes:
+    if b"\n" not in data and b"\r" not in data:
+        return data
+    return b"\ndata: ".join(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"))
 
 
 COMMENT = b": keep-alive\n\n"

@@ -92,8 +92,9 @@ class Request(msgspec.Struct, frozen=True):
 
     `needs` are the things of a vendor's that it names and that have an owner, `transport` what an endpoint must speak
     to serve it, `affinity` the client's wish for the credential that served the same word before. `streamed` is False
-    where nothing comes before the whole answer, `background` True where the vendor goes on without its client. What is
-    not `recorded` belongs to no conversation: nothing of it is written.
+    where nothing comes before the whole answer, `background` True where the vendor goes on without its client. With
+    `whole` the client sees nothing before the end, so that the turn can move as long as it runs. What is not `recorded`
+    is continued by nobody: nothing of it is written. What is not `conversing` leaves no trace in its session.
     """
 
     turn_id: str
@@ -109,7 +110,9 @@ class Request(msgspec.Struct, frozen=True):
     affinity: str = ""
     streamed: bool = True
     background: bool = False
+    whole: bool = False
     recorded: bool = True
+    conversing: bool = True
 
 
 @dataclass(slots=True)
@@ -185,6 +188,11 @@ class Turn:
         raise OutOfTurn(f"{type(event).__name__} in state {self.state.value}")
 
     @property
+    def proved(self) -> bool:
+        """Whether the credential has taken the request: output has begun."""
+        return self._proved
+
+    @property
     def boundary(self) -> str | None:
         """The only boundary that can serve this turn, if there is but one."""
         if self._bound_to is not None:
@@ -223,7 +231,7 @@ class Turn:
 
     def _resolved(self, event: Resolved, now: float) -> list[Command]:
         self.parent = event.parent
-        self.session = event.session
+        self.session = event.session if self.request.conversing else event.session.aside()
         if event.boundary is not None:
             self._bound, self._bound_to, self._only = True, event.boundary, event.only
         return self._place()
@@ -314,7 +322,7 @@ class Turn:
             incremental_disabled=self.session.incremental_disabled,
             forced=self._forced or self._strip,
             foreign=self._strip or self._may_hold_foreign(self.credential.boundary),
-            reuses_ids=self.session.reuses_ids,
+            reuses_ids=self.session.reuses_ids or self.credential.manners.reuses_ids,
         )
         if self.mode is Mode.INCREMENTAL:
             return self._send(self.request.raw)
@@ -349,12 +357,16 @@ class Turn:
     # --- from the first event to the end ---
 
     def _announced(self, event: Announced, now: float) -> list[Command]:
+        if self.request.whole:
+            return []
         self._held.append(event.raw)
         if len(self._held) > self.policy.held:
             return self._show()
         return [Hold()] if len(self._held) == 1 else []
 
     def _output_began(self, event: OutputBegan, now: float) -> list[Command]:
+        if self.request.whole:
+            return self._prove()
         self._held.append(event.raw)
         return [*self._prove(), *self._show()]
 
@@ -405,7 +417,9 @@ class Turn:
             return commands + self._surface(failure, poisonous)
         if action is Action.REPLAY and self._may_replay():
             return commands + self._replay(failure)
-        self._moving = FailOver(failure, self.phase)
+        self._moving = FailOver(
+            failure, self.phase, self.phase is Phase.SENT and (failure.row.executed or self._proved)
+        )
         if not self._may_come_again(failure):
             self._excluded |= {self.credential.key}
         return commands + self._start_over()

@@ -366,6 +366,7 @@ _NO_RESPONSE = _Response()
 _head = msgspec.json.Decoder(_Head)
 _lane = msgspec.json.Decoder(_Lane)
 _item = msgspec.json.Decoder(_Item)
+_response = msgspec.json.Decoder(_Response)
 _with_response = msgspec.json.Decoder(_WithResponse)
 
 _PREFIX = b'{"type":"'
@@ -444,6 +445,19 @@ def continuing(raw: bytes, response_id: str) -> bytes:
         if absent in raw:
             return raw.replace(absent, b'"previous_response_id":' + orjson.dumps(response_id), 1)
     return raw
+
+
+_ENDINGS = {"failed": ("response.failed", EventKind.FAILURE), "incomplete": ("response.incomplete", EventKind.TERMINAL)}
+
+
+def as_ending(response: bytes) -> tuple[bytes, EventKind]:
+    """A response that came at once and whole, as the event that a stream would have ended with. Raises `Garbage`."""
+    try:
+        status = _response.decode(response).status
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise Garbage("not a response") from None
+    kind, means = _ENDINGS.get(status or "", ("response.completed", EventKind.TERMINAL))
+    return join({"type": orjson.dumps(kind), "response": response}), means
 
 
 def whole_response(raw: bytes, outputs: bytes) -> bytes:

@@ -23,7 +23,7 @@ from broker.domain.classify import classify_event
 from broker.domain.continuation import Mode, Parent
 from broker.domain.errors import ErrorReply
 from broker.domain.failure import Failure, FailureKind, Phase
-from broker.domain.headers import event_without_turn_state
+from broker.domain.headers import without_account
 from broker.domain.limits import from_event, from_headers
 from broker.domain.memory import SocketMemory
 from broker.domain.presentation import Presentation
@@ -38,6 +38,7 @@ from broker.edge.waiting import Ticket
 from broker.edge.wiring import Wiring
 from broker.store.connection import StoreUnavailable
 from broker.store.journal import JournalFull, Landed, Queued
+from broker.store.owners import Owner
 from broker.store.sessions import ChainBroken, Stale
 from broker.upstream.dialer import Refused
 from broker.upstream.link import LinkClosed
@@ -431,7 +432,8 @@ class TurnDriver:
             return None
         if attempt is not None and kind is EventKind.ITEM:
             attempt.note_item(raw)
-        return e.OutputBegan(raw)
+        # to who takes the whole, nothing is said before it is there
+        return None if self.request.whole and self.turn.proved else e.OutputBegan(raw)
 
     def _announced(self, raw: bytes) -> bytes | None:
         """What an announcement says to us; the answer is what the client may see of it."""
@@ -450,7 +452,7 @@ class TurnDriver:
         presentation = self.client.presentation
         if presentation is not None and not presentation.shows(kind):
             return None
-        return event_without_turn_state(raw)
+        return without_account(raw)
 
     def _shows(self, raw: bytes) -> bool:
         """Whether the client may see this output; what begins with `response.` is for everybody."""
@@ -480,14 +482,15 @@ class TurnDriver:
         link = self.link
         if link is None:
             return False
-        ended = link.ended.get(self.request.lane)
+        lane = link.lane_of(self.request.lane)
+        ended = link.ended.get(lane)
         if ended is None:
             return False
         if self.response_id:
             return response_id != self.response_id and response_id == ended
         if ended == "":
             # that one ended by an error that named no response; the echo that may follow is this
-            del link.ended[self.request.lane]
+            del link.ended[lane]
             return kind is EventKind.FAILURE
         return response_id == ended
 
@@ -513,7 +516,7 @@ class TurnDriver:
                 found = self.client.memory.recall(response_id) or await sessions.look_up(session, response_id)
                 if found is None or self.client.memory.evicted(response_id):
                     return e.ParentGone()
-            owner = await sessions.owner(session.tenant, needs) if needs else None
+            owner = await self._owner(session, needs) if needs else None
         except StoreUnavailable as error:
             self._wiring.metrics.store_errors.inc(error.reason)
             return e.StoreLost()
@@ -526,6 +529,14 @@ class TurnDriver:
         # a conversation is in one project, what was compacted is read by its whole organisation
         only = owner.credential if self.request.binding == wire.CONVERSATION else None
         return e.Resolved(parent, session, owner.boundary, only)
+
+    async def _owner(self, session: Session, needs: tuple[str, ...]) -> Owner | None:
+        try:
+            return await self._wiring.sessions.owner(session.tenant, needs)
+        except StoreUnavailable:
+            if self.request.binding == wire.CONVERSATION:
+                raise
+            return None  # what was compacted is most probably of the session's own organisation
 
     def _place(self, command: c.Place) -> Answer:
         self._detach()
@@ -578,7 +589,7 @@ class TurnDriver:
         assert self.attempt is not None
         self.attempt.pin = self.turn.session.pin
         request = self.request
-        link = self.client.links.ready(command.credential, request.previous_response_id, request.model)
+        link = self.client.links.ready(command.credential, request.previous_response_id, request.model, request.lane)
         if link is None:
             return self._ask(self._dial(command))
         return self._opened(link)
@@ -670,7 +681,7 @@ class TurnDriver:
         commit = attempt.commit(self.turn, self._items, keep=self.client.keeps_transcript)
         response_id = commit.meta.response_id
         attempt.link.mint(response_id, self.request.lane)
-        attempt.link.ended[self.request.lane] = response_id
+        attempt.link.ended[attempt.link.lane_of(self.request.lane)] = response_id
         self._wiring.metrics.round_trips.inc("commit")
         began = self._loop.time()
         self._wiring.journal.submit(commit, lambda landed: self._committed(commit, landed, began))
@@ -733,8 +744,10 @@ class TurnDriver:
         self._wiring.health.retract(command.credential, self.request.turn_id)
 
     def _absolve(self, command: c.Absolve) -> None:
-        if self.attempt is not None:
-            self._wiring.health.absolve(command.credential, self.attempt.held_against, self.request.turn_id)
+        attempt, lane = self.attempt, self.request.lane
+        if attempt is not None and (attempt.link is None or attempt.link.stores(lane)):
+            # what was answered here says nothing of who was not asked
+            self._wiring.health.absolve(command.credential, attempt.held_against, self.request.turn_id)
 
     def _abandon(self, command: c.Abandon) -> None:
         ended = self.response_id
@@ -742,7 +755,7 @@ class TurnDriver:
         self._held_since = None
         link = self._detach()
         if link is not None:
-            link.ended[self.request.lane] = ended
+            link.ended[link.lane_of(self.request.lane)] = ended
             if self.request.previous_response_id is not None:
                 link.forget(self.request.previous_response_id, self.request.lane)
             last = self.turn.failures[-1][1] if self.turn.failures else None
@@ -757,7 +770,7 @@ class TurnDriver:
     def _fail_over(self, command: c.FailOver) -> None:
         reason, phase = command.failure.kind.value, command.phase.value
         self._wiring.metrics.failovers.inc(reason, phase)
-        if command.phase is Phase.SENT and command.failure.row.executed:
+        if command.ran:
             self._wiring.metrics.repeats.inc()
         self._log("failover", reason=reason, phase=phase, code=command.failure.code)
 
@@ -805,8 +818,8 @@ class TurnDriver:
 
     def _patience(self, attempt: Attempt) -> float:
         bounds = self._wiring.bounds
-        if not self.request.streamed:
-            return bounds.answer
+        if not self.request.streamed or (attempt.link is not None and attempt.link.commented):
+            return bounds.answer  # nothing but its whole is to come, or the vendor says that it is at work
         begun = attempt.response_id or self.turn.state is State.SHOWING
         return bounds.silence if begun else bounds.first_event
 

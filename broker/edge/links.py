@@ -57,25 +57,28 @@ class Links:
         self._dials: dict[tuple[str, str | None], asyncio.Task[AnyLink]] = {}
         self._closing: list[asyncio.Task[None]] = []
 
-    def ready(self, credential: Credential, parent: str | None = None, model: str = "") -> AnyLink | None:
-        """The link of `credential` that is there, if it will do; of several the one that holds `parent`."""
+    def ready(
+        self, credential: Credential, parent: str | None = None, model: str = "", lane: str | None = None
+    ) -> AnyLink | None:
+        """The link of `credential` that is there, if it will do; of several who holds `parent`, or the lane's own."""
         link = self._current
         if link is None or link.credential is not credential:
             return None
         if not link.lanes:
-            link = self._free(credential, parent, model)
+            link = self._free(credential, parent, model, lane)
         if link is None or not link.usable:
             return None
         return link if asyncio.get_running_loop().time() < link.expires else None
 
-    def _free(self, credential: Credential, parent: str | None, model: str) -> AnyLink | None:
+    def _free(self, credential: Credential, parent: str | None, model: str, lane: str | None) -> AnyLink | None:
+        """One that makes no other lane lose what the vendor remembers for it: one response of a socket."""
         free = [
             link
             for link in self._all
             if link.credential is credential and link.usable and not link.busy and link.model in ("", model)
         ]
         holding = (link for link in free if parent is not None and link.holds(parent))
-        return next(holding, free[-1] if free else None)
+        return next(holding, next((link for link in free if link.blank or link.last_lane == lane), None))
 
     async def dial(self, credential: Credential, lane: str | None = None, model: str = "") -> AnyLink:
         """A fresh link of `credential`, which takes the place of the one there is. Raises `Refused`."""

@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,7 @@ class Node:
         self.adopted_at = time.time()
         self.sockets: set[ClientSocket] = set()
         self.requests: set[ClientRequest] = set()
+        self.arriving: Counter[str] = Counter()
         self.opened = 0
         self.untapped = 0
         self.ready = False
@@ -238,6 +239,15 @@ class Node:
             self.sockets.discard(client)
         else:
             self.requests.discard(client)
+
+    @contextlib.contextmanager
+    def slot(self, tenant: Tenant) -> Iterator[None]:
+        """A client that is not served yet, or not by a turn, counts as one of its tenant's."""
+        self.arriving[tenant.name] += 1
+        try:
+            yield
+        finally:
+            self.arriving[tenant.name] -= 1
 
     @property
     def clients(self) -> list[ClientSocket | ClientRequest]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -27,6 +28,9 @@ from broker.edge.outlet import Outlet
 from broker.edge.wiring import Wiring
 from broker.store.connection import StoreUnavailable
 
+STOP_WITHIN = 4.0
+"""Seconds for which a node that stops waits for the answers under way."""
+
 _STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -40,6 +44,7 @@ class ClientRequest:
 
     __slots__ = (
         "_chunked",
+        "_done",
         "_driver",
         "_gathered",
         "_head",
@@ -92,6 +97,7 @@ class ClientRequest:
         self._driver: TurnDriver | None = None
         self._news = asyncio.Event()
         self._over = asyncio.Event()
+        self._done = asyncio.Event()
         self._left = False
         self._head: dict[str, str] | None = None
         self._last = b""
@@ -138,8 +144,9 @@ class ClientRequest:
             if self._out:
                 return await self._stream()
             await self._over.wait()
-            return await self._whole()
+            return await self._handed_over(await self._whole())
         finally:
+            self._done.set()
             await self._let_go()
 
     async def _let_go(self) -> None:
@@ -176,7 +183,7 @@ class ClientRequest:
         if attempt is not None and self._head is None:
             self._head = headers.down(attempt.head)
         if not self._streamed and attempt is not None:
-            self._outputs = attempt.outputs()
+            self._outputs = attempt.outputs()  # there is but one time: nothing is relayed before the end
         if self._out and not self._news.is_set():
             self._news.set()
 
@@ -205,7 +212,8 @@ class ClientRequest:
             if writer is None or transport is None:
                 return response
             self._chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
-            await response.write(self._taken())
+            writer.send_headers()
+            # from here on it is seen whether the client is behind, and one that takes nothing is cut off
             self._outlet = Outlet(transport, writer, self._on_behind)
             self._flush()
             await self._over.wait()
@@ -254,6 +262,15 @@ class ClientRequest:
         await self._note_owner(body)
         return web.Response(body=body, content_type="application/json", headers=self._headers())
 
+    async def _handed_over(self, response: web.Response) -> web.Response:
+        """Written while this node still looks after the client: one that takes nothing is cut off."""
+        self.behind_since = time.monotonic()
+        with contextlib.suppress(ClientConnectionError, ConnectionError):
+            await response.prepare(self._http)
+            await response.write_eof()
+        self.behind_since = None
+        return response
+
     async def _note_owner(self, body: bytes) -> None:
         """What was made lives with the credential that made it: known before the client can name it."""
         credential = self._driver.turn.credential if self._driver is not None else None
@@ -275,12 +292,8 @@ class ClientRequest:
 
     def write(self, data: bytes | memoryview) -> None:
         """A run of plain events, as the bytes that a stream has; the turn shows, so the answer has begun."""
-        if self._left:
-            return
-        if self._streamed:
+        if not self._left:
             self._write(bytes(data))
-        elif self._driver is not None and self._driver.attempt is not None:
-            self._outputs = self._driver.attempt.outputs()
 
     def gather(self) -> None:
         """What is sent from now on leaves in one write, with `flush`."""
@@ -314,17 +327,17 @@ class ClientRequest:
     async def close(self, code: int, reason: str) -> None:
         """The node stops: the turn may come to its end, for a moment."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.wiring.bounds.leave):
-                await self._over.wait()
+            async with asyncio.timeout(min(self.wiring.bounds.leave, STOP_WITHIN)):
+                await self._done.wait()
+                return
         self.abort()
 
     def abort(self) -> None:
         """Cut off a client that takes nothing any more, or that is gone."""
-        if self._left or self._over.is_set():
-            return
-        self._left = True
-        if self._driver is not None:
+        if not self._left and not self._over.is_set() and self._driver is not None:
+            self._left = True
             self._driver.leave()
+        self._left = True
         if self._http.transport is not None:
             self._http.transport.abort()
 
@@ -332,19 +345,20 @@ class ClientRequest:
 def answer_to(raw: bytes, more: dict[str, str] | None = None) -> web.Response:
     """An `error` event as an answer over HTTP: its status, its words, and when to come again."""
     event = orjson.loads(raw)
-    status = event.get("status")
-    told = {str(name): str(value) for name, value in (event.get("headers") or {}).items()}
-    if "retry-after" in told:
-        told["retry-after"] = str(max(1, math.ceil(float(told["retry-after"])))) if _plain(told["retry-after"]) else "1"
+    status, headers_told = event.get("status"), event.get("headers")
+    told = (
+        {n.lower(): v for n, v in headers_told.items() if isinstance(v, str)} if isinstance(headers_told, dict) else {}
+    )
+    again = {name: told[name] for name in ("retry-after", "retry-after-ms") if _SECONDS.fullmatch(told.get(name, ""))}
+    if "retry-after" in again:
+        again["retry-after"] = str(max(1, math.ceil(float(again["retry-after"]))))
+    if told.get("x-should-retry") in ("true", "false"):
+        again["x-should-retry"] = told["x-should-retry"]
     return web.Response(
         body=orjson.dumps({"error": _error_of(raw)}),
         status=status if isinstance(status, int) and 400 <= status < 600 else 500,
         content_type="application/json",
-        headers={
-            **(more or {}),
-            **headers.down(told),
-            **{n: v for n, v in told.items() if n.startswith("retry-after")},
-        },
+        headers={**(more or {}), **headers.down(told), **again},
     )
 
 
@@ -353,16 +367,27 @@ def refusal(reply: ErrorReply, more: dict[str, str] | None = None) -> web.Respon
     return answer_to(reply.event(), more)
 
 
-def _plain(number: str) -> bool:
-    return number.replace(".", "", 1).isdigit()
+_ERRORS = (b'{"type":"error"', b'{"error":{', b'{"error": {')
+
+
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,3})?")
 
 
 def _is_error(raw: bytes) -> bool:
-    return raw.startswith((b'{"type":"error"', b'{"error"')) or (raw != DONE and _names_error(raw))
+    return raw.startswith(_ERRORS) or (raw != DONE and _names_error(raw))
 
 
 def _names_error(raw: bytes) -> bool:
     return b'"error"' in raw[:64] and wire.event_type(raw) == "error"
+
+
+_NOT_TOLD = frozenset(
+    {
+        *("headers", "sequence_number", "status"),
+        *("organization", "organization_id", "project_id", "account_id", "plan_type"),
+    }
+)
+"""What is no word of an error over HTTP, or names the account behind a credential."""
 
 
 def _error_of(raw: bytes) -> dict[str, Any]:
@@ -370,7 +395,7 @@ def _error_of(raw: bytes) -> dict[str, Any]:
     event = orjson.loads(raw)
     inner = event.get("error") if isinstance(event.get("error"), dict) else event
     return {"message": "", "type": "server_error", "param": None, "code": None} | {
-        name: value for name, value in inner.items() if name not in ("headers", "sequence_number", "status")
+        name: value for name, value in inner.items() if name not in _NOT_TOLD
     }
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from broker.domain import errors, wire
-from broker.domain.endpoints import PASSED_ON, RESPONSES, Endpoint
+from broker.domain.endpoints import COMPACT, INPUT_TOKENS, PASSED_ON, RESPONSES, Endpoint
 from broker.domain.errors import ErrorReply
-from broker.domain.presentation import PRESENTATION, kind_of
+from broker.domain.headers import without_turn_state
+from broker.domain.presentation import PRESENTATION, ClientKind, kind_of
 from broker.domain.session import Session
 from broker.domain.turn import Request
 from broker.edge.access import Tenant
@@ -25,6 +27,8 @@ from broker.edge.owned import forward
 from broker.edge.request import ClientRequest, refusal
 from broker.edge.websocket import ClientSocket, new_turn_id
 from broker.store.connection import StoreUnavailable
+
+log = logging.getLogger(__name__)
 
 NODE: web.AppKey[Node] = web.AppKey("node", Node)
 
@@ -96,6 +100,14 @@ async def _in_our_words(request: web.Request, handler: Handler) -> web.StreamRes
         response = refusal(ErrorReply(refused.status, "bad_request", refused.reason, "invalid_request_error"))
     except TimeoutError:
         response = refusal(_SLOW)
+    except (asyncio.CancelledError, ConnectionError):
+        raise
+    except Exception as error:
+        if request.transport is None:
+            raise
+        log.exception("request broke")
+        message = f"The broker failed ({type(error).__name__}); nothing of this request was kept."
+        response = refusal(ErrorReply(500, "broker_error", message, "server_error"))
     if not isinstance(response, web.WebSocketResponse):
         node.metrics.requests.inc(str(response.status))
     return response
@@ -124,9 +136,10 @@ def admit(request: web.Request) -> Admitted:
     tenant = node.access.tenant(request.headers.get("Authorization"))
     if tenant is None:
         raise Away("unauthorized", _UNKNOWN_KEY)
-    if not node.ready or len(node.clients) >= node.bounds.max_sockets:
+    if not node.ready or len(node.clients) + node.arriving.total() >= node.bounds.max_sockets:
         raise Away("full", _NODE_BUSY)
-    if tenant.max_sockets and sum(client.tenant is tenant for client in node.clients) >= tenant.max_sockets:
+    held = sum(client.tenant is tenant for client in node.clients) + node.arriving[tenant.name]
+    if tenant.max_sockets and held >= tenant.max_sockets:
         raise Away("tenant_full", _TENANT_FULL)
     return Admitted(tenant, _session_name(request.headers))
 
@@ -134,6 +147,15 @@ def admit(request: web.Request) -> Admitted:
 async def _session_of(request: web.Request, admitted: Admitted) -> Session:
     sessions, tenant = request.app[NODE].sessions, admitted.tenant.name
     return await sessions.claim(tenant, admitted.name) if admitted.name else sessions.mint(tenant)
+
+
+async def _session_for(endpoint: Endpoint, http: web.Request, admitted: Admitted) -> Session:
+    """The session of a request. What is passed on has none, but may hold what only its organisation can read."""
+    if endpoint.conversing:
+        return await _session_of(http, admitted)
+    if admitted.name and endpoint in (COMPACT, INPUT_TOKENS):
+        return (await _session_of(http, admitted)).aside()
+    return http.app[NODE].sessions.mint(admitted.tenant.name)
 
 
 def _session_name(headers: Mapping[str, str]) -> str | None:
@@ -204,11 +226,12 @@ async def _request(endpoint: Endpoint, http: web.Request) -> web.StreamResponse:
     """A request that any credential may serve."""
     node = http.app[NODE]
     admitted = admit(http)
-    raw = await body_of(http)
+    with node.slot(admitted.tenant):
+        raw = await body_of(http)
     body = wire.read_client_body(raw)
     if endpoint.conversing:
         wire.check_fields(raw)
-    session = await _session_of(http, admitted)
+    session = await _session_for(endpoint, http, admitted)
     presentation = PRESENTATION[kind_of(http.headers)] if endpoint.conversing else None
     named = admitted.name is not None
     client = ClientRequest(
@@ -237,7 +260,9 @@ async def body_of(http: web.Request) -> bytes:
         async with asyncio.timeout(node.bounds.request):
             return await http.read()
     except web.HTTPRequestEntityTooLarge:
-        raise Away("too_large", _too_large(node.bounds.max_frame)) from None
+        # Codex sends the same five times where it is told 413 (protocol.md 9.1.10)
+        status = 400 if kind_of(http.headers) is ClientKind.CODEX else 413
+        raise Away("too_large", _too_large(node.bounds.max_frame, status)) from None
     except web.RequestPayloadError:
         raise Away("unreadable", _UNREADABLE) from None
 
@@ -248,7 +273,7 @@ def _turn_of(endpoint: Endpoint, body: wire.ClientBody, raw: bytes, *, continuab
     What nobody could continue is not recorded: what the vendor forgets at once (`store` false, over HTTP), in a session
     that has no name, or of a client that sends its whole context each time.
     """
-    binding = wire.binds(raw, body)
+    raw, binding = without_turn_state(raw), wire.binds(raw, body)
     background = endpoint.conversing and body.background is True
     asks_for_stream = body.stream is True or background or not endpoint.conversing
     continues = body.previous_response_id is not None
@@ -267,7 +292,9 @@ def _turn_of(endpoint: Endpoint, body: wire.ClientBody, raw: bytes, *, continuab
         affinity=body.prompt_cache_key or "",
         streamed=endpoint.conversing or body.stream is True,
         background=background,
+        whole=endpoint.conversing and not background and body.stream is not True,
         recorded=recorded,
+        conversing=endpoint.conversing,
     )
 
 
@@ -276,18 +303,21 @@ def _turn_of(endpoint: Endpoint, body: wire.ClientBody, raw: bytes, *, continuab
 
 async def _owned(request: web.Request) -> web.StreamResponse:
     admitted = admit(request)
-    return await forward(request, request.app[NODE].wiring, admitted.tenant, await body_of(request))
+    node = request.app[NODE]
+    with node.slot(admitted.tenant):
+        return await forward(request, node.wiring, admitted.tenant, await body_of(request))
 
 
 async def _models(request: web.Request) -> web.StreamResponse:
-    admit(request)
-    return web.Response(body=await request.app[NODE].models.listing(), content_type="application/json")
+    with request.app[NODE].slot(admit(request).tenant):
+        listing = await request.app[NODE].models.listing()
+    return web.Response(body=listing, content_type="application/json")
 
 
 async def _model(request: web.Request) -> web.StreamResponse:
-    admit(request)
     name = request.match_info["name"]
-    found = await request.app[NODE].models.one(name)
+    with request.app[NODE].slot(admit(request).tenant):
+        found = await request.app[NODE].models.one(name)
     if found is None:
         return refusal(errors.no_credential(name[: wire.MAX_MODEL]))
     return web.Response(body=found, content_type="application/json")
@@ -336,6 +366,7 @@ _NOT_KEPT = ErrorReply(
     "This broker does not keep files and the like: they live in one credential's project, and every request that names "
     "one would depend on that credential. Send the content itself (as data: URLs, for instance).",
     "invalid_request_error",
+    again=False,
 )
 _NODE_BUSY = ErrorReply(
     503, "node_busy", "This node takes no more connections; connect again.", "server_error", retry_after=2.0
@@ -348,7 +379,7 @@ _SLOW = ErrorReply(
 )
 
 
-def _too_large(most: int) -> ErrorReply:
+def _too_large(most: int, status: int) -> ErrorReply:
     return ErrorReply(
-        413, "payload_too_large", f"The body has more than {most} bytes; shorten the input.", "invalid_request_error"
+        status, "payload_too_large", f"The body has more than {most} bytes; shorten the input.", "invalid_request_error"
     )

@@ -87,6 +87,7 @@ class Sessions:
         if session.pin is not None and not session.pin.same(known.pin):
             known.adopt(session.pin, session.incremental_disabled)
         known.served_within(*session.boundaries)
+        known.reuses_ids = known.reuses_ids or session.reuses_ids
         return known
 
     async def look_up(self, session: Session, response_id: str) -> tuple[Parent, Session] | None:

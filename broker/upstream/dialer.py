@@ -9,9 +9,11 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import ClientResponse
+from yarl import URL
 
 from broker.domain.classify import classify_handshake
 from broker.domain.credential import Credential
@@ -35,6 +37,10 @@ LOOK_AGAIN = 600.0
 
 KEPT_OPEN = 15.0
 """Seconds for which an idle connection is kept: vendors keep theirs longer, so few are closed under a request."""
+
+
+AT_ONCE = 0.5
+"""Seconds within which a connection that was idle shows that it had been closed; who cuts it later has read."""
 
 
 class Refused(Exception):
@@ -203,26 +209,34 @@ class Dialer:
         )
 
     async def ask(
-        self, credential: Credential, path: str, body: bytes, headers: Mapping[str, str], method: str = "POST"
+        self,
+        credential: Credential,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        method: str = "POST",
+        query: str = "",
     ) -> aiohttp.ClientResponse:
         """The answer of an endpoint to one request, its head read and its body not. No redirect is followed, and
         nothing is sent twice, but for a token that has run out. Raises `Unsent`, and what aiohttp raises."""
-        answer = await self._ask(credential, path, body, headers, method)
+        answer = await self._ask(credential, path, body, headers, method, query)
         if await self._identity.renewed(credential, answer.status, ""):
             answer.release()
-            answer = await self._ask(credential, path, body, headers, method)
+            answer = await self._ask(credential, path, body, headers, method, query)
         return answer
 
     async def _ask(
-        self, credential: Credential, path: str, body: bytes, headers: Mapping[str, str], method: str
+        self, credential: Credential, path: str, body: bytes, headers: Mapping[str, str], method: str, query: str
     ) -> aiohttp.ClientResponse:
         assert self._requests is not None, "the dialer was not started"
-        connection = _Connection()
+        connection, asked = _Connection(), asyncio.get_running_loop().time()
+        if self._requests.closed:
+            raise Unsent(Failure(FailureKind.TRANSPORT_LOST, code="node_stops", orderly=True, unsent=True))
         try:
             identity = await self._identity.headers(credential)
             return await self._requests.request(
                 method,
-                self._identity.url(credential, path),
+                _asking(self._identity.url(credential, path), query),
                 data=body or None,
                 headers={
                     "Content-Type": "application/json",
@@ -240,7 +254,8 @@ class Dialer:
             failure = Failure(FailureKind.TRANSPORT_LOST, code=type(error).__name__, independent=True, unsent=True)
             raise Unsent(failure) from None
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            if not connection.reused or b'"conversation"' in body:
+            at_once = asyncio.get_running_loop().time() - asked < AT_ONCE
+            if not connection.reused or not at_once or b'"conversation"' in body:
                 raise
             # an idle connection that was closed under the request: nobody has read it
             code = type(error).__name__
@@ -305,6 +320,13 @@ class Dialer:
             return classify_handshake(error.status, error.headers, error.body, now=self._clock())
         code = str(error) if isinstance(error, _NoAnswer) else type(error).__name__
         return Failure(FailureKind.TRANSPORT_LOST, code=code, independent=True)
+
+
+def _asking(url: URL, query: str) -> URL:
+    """An address with a client's parameters behind its own, which no client's take the place of."""
+    own = url.query
+    parts = [part for part in query.split("&") if part and unquote(part.partition("=")[0]) not in own]
+    return URL(f"{url}{'&' if url.raw_query_string else '?'}{'&'.join(parts)}", encoded=True) if parts else url
 
 
 class _Connection:

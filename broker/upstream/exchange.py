@@ -55,6 +55,7 @@ class Exchanges:
         "_opened",
         "_room",
         "_running",
+        "commented",
         "credential",
         "ended",
         "endpoint",
@@ -98,6 +99,7 @@ class Exchanges:
         self._listeners: dict[str | None, Listener] = {}
         self._running: dict[str | None, _Exchange] = {}
         self._room: asyncio.Event | None = None
+        self.commented = False
         self._opened: Listener | None = None
         self._moved = False
 
@@ -117,6 +119,13 @@ class Exchanges:
         """Whether the vendor has seen the turn of this lane; a warm-up is answered here."""
         running = self._running.get(lane)
         return running is None or not running.warmed
+
+    last_lane: str | None = None
+    blank = True
+
+    def lane_of(self, lane: str | None) -> str | None:
+        """The lane as it is known here."""
+        return lane
 
     # --- its turns ---
 
@@ -277,22 +286,25 @@ class _Exchange:
         if self._listener is not None:
             self._listener.answered(answer.headers)
         if answer.status >= 300:
-            body = await _bounded(answer, REFUSAL_BYTES)
+            body = await bounded(answer, REFUSAL_BYTES)
             failure = classify_answer(answer.status, answer.headers, body, now=link._clock())
             beside = failure.code == NOT_OFFERED and not link.endpoint.conversing
             return replace(failure, orderly=True) if beside else failure
         if answer.content_type == "text/event-stream":
             return await self._stream(answer)
-        whole = await _bounded(answer, link._largest)
+        whole = await bounded(answer, link._largest)
         if link.endpoint.conversing:
             # a response that runs in the background is answered at once, and whole
-            whole = b'{"type":"response.completed","response":%b}' % whole
-        self._deal(whole, EventKind.TERMINAL)
+            whole, kind = wire.as_ending(whole)
+            self._deal(whole, kind)
+        else:
+            self._deal(whole, EventKind.TERMINAL)
         return _GARBAGE
 
     async def _stream(self, answer: aiohttp.ClientResponse) -> Failure:
         reader = sse.Reader(self._link._largest)
         while piece := await _more(answer.content):
+            self._link.commented = piece.startswith(b":")
             await self._take(reader, piece, deque())
         await self._take(reader, b"", deque(reader.finish()))
         return Failure(FailureKind.TRANSPORT_LOST, code="stream_ended", orderly=False)
@@ -349,7 +361,7 @@ class _Exchange:
     def _understand_chunk(self, data: bytes) -> None:
         if data == b"[DONE]":
             self._deal(DONE, EventKind.TERMINAL)
-        elif data.startswith((b'{"error"', b'{"type":"error"')):
+        elif data.startswith((b'{"error":{', b'{"error": {', b'{"type":"error"')):
             self._deal(data, EventKind.FAILURE)
         else:
             self._deal(data, EventKind.OUTPUT)
@@ -401,7 +413,8 @@ def _rest(content: aiohttp.StreamReader) -> bytes:
     return rest[offset:]
 
 
-async def _bounded(answer: aiohttp.ClientResponse, most: int) -> bytes:
+async def bounded(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    """A body of at most so many bytes (raises `TooLarge`)."""
     read = bytearray()
     async for piece in answer.content.iter_any():
         read += piece

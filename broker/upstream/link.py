@@ -142,6 +142,7 @@ class Link:
     )
 
     steers = True
+    commented = False
 
     def __init__(
         self,
@@ -222,21 +223,31 @@ class Link:
         """Events of this lane go to `listener` from now on."""
         if lane is not None:
             self._named = True
-        self._listeners[self._lane_of(lane)] = listener
+        self._listeners[self.lane_of(lane)] = listener
         self._only_lane = lane
         self.shut()
 
     def listener(self, lane: str | None) -> Listener | None:
         """Who takes the events of a lane."""
-        return self._listeners.get(self._lane_of(lane))
+        return self._listeners.get(self.lane_of(lane))
 
-    def _lane_of(self, lane: str | None) -> str | None:
+    @property
+    def last_lane(self) -> str | None:
+        """Whose turn was the last on it."""
+        return self._only_lane
+
+    @property
+    def blank(self) -> bool:
+        """Whether nothing is remembered on it."""
+        return not self._minted
+
+    def lane_of(self, lane: str | None) -> str | None:
         """The lane as the vendor knows it."""
         return lane if self.lanes else None
 
     def detach(self, lane: str | None, listener: Listener) -> None:
         """This listener's turn is over; a retired link closes with its last one."""
-        lane = self._lane_of(lane)
+        lane = self.lane_of(lane)
         if self._listeners.get(lane) is listener:
             del self._listeners[lane]
             self._warming.discard(lane)
@@ -259,7 +270,7 @@ class Link:
         if not self.lanes and lane is not None:
             frame = wire.without(frame, "stream_id")
         if manners.warmup == "created_only" and wire.warms_up(frame):
-            self._warming.add(self._lane_of(lane))
+            self._warming.add(self.lane_of(lane))
         return frame
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ENVIRONMENTS = Path(__file__).parent / ".envs"
+REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 INSTALL_WITHIN = 300.0
 """Seconds for one step of an installation."""
 
@@ -23,11 +24,14 @@ class NotInstalled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """One client's environment. `pins` are exact versions by the names of its registry; `heavy` is hundreds of MB."""
+    """One client's environment. `pins` are exact versions by the names of its registry; `heavy` is hundreds of MB.
+
+    What comes from PyPI is installed from `locked`, a file that pins what the clients need, too, with hashes.
+    """
 
     name: str
     pins: Mapping[str, str]
-    registry: str  # pypi | npm
+    locked: Path | None = None
     heavy: bool = False
 
     @property
@@ -41,7 +45,7 @@ class Environment:
 
     def binary(self, name: str) -> str:
         """The path of a program in it."""
-        below = "bin" if self.registry == "pypi" else "node_modules/.bin"
+        below = "bin" if self.locked is not None else "node_modules/.bin"
         return str(self.folder / below / name)
 
     def install(self) -> None:
@@ -50,19 +54,22 @@ class Environment:
         with (ENVIRONMENTS / f"{self.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two runs of the tests may begin at once
             done = self.folder / ".installed"
-            if done.exists() and json.loads(done.read_text()) == dict(self.pins):
+            if done.exists() and done.read_text() == self._wanted():
                 return
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir()
             for command in self._commands():
                 _run(command)
-            done.write_text(json.dumps(dict(self.pins)))
+            done.write_text(self._wanted())
+
+    def _wanted(self) -> str:
+        return json.dumps(dict(self.pins)) if self.locked is None else self.locked.read_text()
 
     def _commands(self) -> list[list[str]]:
-        if self.registry == "pypi":
-            pins = [f"{package}=={version}" for package, version in self.pins.items()]
+        if self.locked is not None:
             pip = [self.binary("python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            return [[sys.executable, "-m", "venv", str(self.folder)], [*pip, *pins]]
+            venv = [sys.executable, "-m", "venv", str(self.folder)]
+            return [venv, [*pip, "--require-hashes", "-r", str(self.locked)]]
         pins = [f"{package}@{version}" for package, version in self.pins.items()]
         quietly = ["--no-audit", "--no-fund", "--no-progress", "--loglevel=error"]
         return [["npm", "install", "--prefix", str(self.folder), "--save-exact", *quietly, *pins]]
@@ -88,7 +95,13 @@ def _plain() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-PYTHON = Environment("python", {"openai[realtime]": "3.54.0", "openai-agents": "0.24.0"}, "pypi")
-NODE = Environment("node", {"openai": "6.49.0", "ws": "8.23.0"}, "npm")
-CODEX = Environment("codex", {"@openai/codex": "0.169.0"}, "npm", heavy=True)
-OPENCODE = Environment("opencode", {"opencode-ai": "1.18.33"}, "npm", heavy=True)
+def _pinned(path: Path) -> dict[str, str]:
+    """The versions that a file of requirements names."""
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return {name: version for name, _, version in (line.partition("==") for line in lines)}
+
+
+PYTHON = Environment("python", _pinned(REQUIREMENTS / "clients.in"), locked=REQUIREMENTS / "clients.txt")
+NODE = Environment("node", {"openai": "6.49.0", "ws": "8.23.0"})
+CODEX = Environment("codex", {"@openai/codex": "0.169.0"}, heavy=True)
+OPENCODE = Environment("opencode", {"opencode-ai": "1.18.33"}, heavy=True)

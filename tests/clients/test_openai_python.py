@@ -54,17 +54,29 @@ async def test_reads_a_stream(start: Start, target: Site, case: str) -> None:
     assert "response.output_text.delta" in kinds
 
 
-async def test_resends_its_context_while_a_credential_is_revoked(start: Start, broker: Site) -> None:
+@pytest.mark.parametrize("fault", ["usage_limit_reached", "token_revoked", "server_is_overloaded"])
+async def test_resends_its_context_while_credentials_are_lost(start: Start, broker: Site, fault: str) -> None:
     program = await start("resend", broker)
-    first = await program.said("turn")
-    broker.strike(broker.turns[-1].credential, "token_revoked")
-    await program.go_on()
-    await program.said("turn")
-    await program.go_on()
-    lines = await program.ended()
-    assert len(turns_of(lines)) == 3 and turns_of(lines)[0] == first
-    for turn, seen in zip(turns_of(lines), [turn for turn in broker.turns if turn.outcome == "completed"], strict=True):
-        assert turn["text"].startswith(f"ctx={seen.context_digest[:32] if seen.context_digest else None} ")
+    for _ in range(3):
+        await program.said("turn")
+        broker.strike(broker.turns[-1].credential, fault)
+        await program.go_on()
+    turns = turns_of(await program.ended())
+    assert len(turns) == 3
+    check_chain(turns)
+    assert broker.asked == ["POST /v1/responses"] * 3, "it had no reason to ask again"
+    assert len({turn.credential for turn in broker.turns if turn.outcome == "completed"}) == 3
+
+
+@pytest.mark.parametrize(
+    ("case", "path"),
+    [("chat", "/v1/chat/completions"), ("chat_streamed", "/v1/chat/completions"), ("embeddings", "/v1/embeddings")],
+)
+async def test_is_served_by_another_credential(start: Start, broker: Site, case: str, path: str) -> None:
+    broker.strike("A", "usage_limit_reached")
+    await said_by(start, case, broker)
+    assert broker.asked == [f"POST {path}"], "it had no reason to ask again"
+    assert [(turn.credential, turn.outcome) for turn in broker.turns] == [("A", "error"), ("B", "completed")]
 
 
 async def test_chats(start: Start, target: Site) -> None:

@@ -69,11 +69,12 @@ def stream():
 
 @case
 def resend():
-    """The whole context each time, as agents without a memory at the vendor do."""
-    history = []
+    """The whole context each time, as agents without a memory at the vendor do, in a session that has a name."""
+    history, named = [], {"x-session-id": "thread-9"}
     for asked in ("one", "two", "three"):
         history.append({"role": "user", "content": asked})
-        response = turn(asked, client.responses.create(model=MODEL, input=history, store=False))
+        response = client.responses.create(model=MODEL, input=history, store=False, extra_headers=named)
+        turn(asked, response)
         history += [item.model_dump(mode="json", exclude_none=True) for item in response.output]
         wait()
 
