@@ -12,6 +12,9 @@ from broker.upstream.dialer import Dialer, Refused
 from broker.upstream.exchange import Exchanges
 from broker.upstream.link import NOBODY, Host, Link
 
+IDLE = 8
+"""Sockets of one client that may wait for their lanes, where a vendor has none; beyond that the oldest is used again."""
+
 AnyLink = Link | Exchanges
 
 
@@ -78,7 +81,8 @@ class Links:
             if link.credential is credential and link.usable and not link.busy and link.model in ("", model)
         ]
         holding = (link for link in free if parent is not None and link.holds(parent))
-        return next(holding, next((link for link in free if link.blank or link.last_lane == lane), None))
+        own = (link for link in free if link.blank or link.last_lane == lane)
+        return next(holding, next(own, free[0] if len(free) >= IDLE else None))
 
     async def dial(self, credential: Credential, lane: str | None = None, model: str = "") -> AnyLink:
         """A fresh link of `credential`, which takes the place of the one there is. Raises `Refused`."""

@@ -139,13 +139,16 @@ def _sound(model: object) -> bool:
     return isinstance(name, str) and 0 < len(name) <= MAX_MODEL
 
 
-_OF_THE_ACCOUNT = frozenset({"owned_by", "permission", "organization", "parent", "root"})
-"""What of a vendor's description names whose model it is."""
+_OF_THE_ACCOUNT = frozenset({"permission", "organization"})
+_ACCOUNTS = ("org-", "user-", "proj_")
+"""What of a vendor's description names the account behind a credential, and how such names begin."""
 
 
 def _described(name: str, credential: Credential, told: Mapping[str, Any] = MappingProxyType({})) -> bytes:
     """A model as its vendor has told of it, with what every client expects."""
     shown = {key: value for key, value in told.items() if key not in _OF_THE_ACCOUNT}
+    if str(shown.get("owned_by", "")).startswith(_ACCOUNTS):
+        del shown["owned_by"]
     return orjson.dumps({"id": name, "object": "model", "created": 0, "owned_by": credential.vendor, **shown})
 
 

@@ -74,6 +74,8 @@ def turn(
     transport: str = "",
     affinity: str = "",
     recorded: bool = True,
+    whole: bool = False,
+    conversing: bool = True,
     policy: Policy | None = None,
     machine: type[Turn] = Turn,
 ) -> Turn:
@@ -89,6 +91,8 @@ def turn(
         transport=transport,
         affinity=affinity,
         recorded=recorded,
+        whole=whole,
+        conversing=conversing,
     )
     return machine(request, of if of is not None else session(), policy or Policy(boundaries=3))
 

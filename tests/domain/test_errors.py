@@ -66,7 +66,17 @@ def test_exhaustion_tells_the_reset_only_if_a_vendor_named_it() -> None:
     assert json.loads(told.event())["headers"] == {"retry-after": "60"}
     silent = errors.all_exhausted(None, 1000.0)
     assert (silent.extra, silent.retry_after) == ({}, None)
-    assert "headers" not in json.loads(silent.event())
+    assert json.loads(silent.event())["headers"] == {"x-should-retry": "false"}
+
+
+def test_nobody_is_told_to_wait_for_a_reset_that_is_far_off() -> None:
+    told = json.loads(errors.all_exhausted(1061.0, 1000.0).event())["headers"]
+    assert told == {"retry-after": "61", "x-should-retry": "false"}
+
+
+@pytest.mark.parametrize("reply", [errors.outcome_unknown(), errors.not_offered()], ids=lambda reply: reply.code)
+def test_what_must_not_be_repeated_says_so(reply: errors.ErrorReply) -> None:
+    assert json.loads(reply.event())["headers"]["x-should-retry"] == "false"
 
 
 def test_a_reset_is_never_told_too_early() -> None:

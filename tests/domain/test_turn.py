@@ -445,8 +445,28 @@ def test_moves_to_another_credential_before_anything_was_sent(found: Failure) ->
 @pytest.mark.parametrize("found", MOVES, ids=lambda found: found.kind.value)
 def test_moves_to_another_credential_after_sending(found: Failure) -> None:
     talk = sent(turn()) >> Failed(found) << Abandon() << Blame(A, found, False) << wish(A, tried=tried(A, found))
-    assert talk >> placed(B) << FailOver(found, Phase.SENT) << Open(B)
+    assert talk >> placed(B) << FailOver(found, Phase.SENT, found.row.executed) << Open(B)
     assert talk >> Opened(False) << send(cause=found.kind.value)
+
+
+@pytest.mark.parametrize("found", [QUOTA, RATE, BUSY, LOST], ids=lambda found: found.kind.value)
+def test_moves_after_output_that_nobody_has_seen(found: Failure) -> None:
+    talk = sent(turn(whole=True)) >> Announced(b"created at a") >> OutputBegan(DELTA) << Absolve(A)
+    talk >> Failed(found) << Abandon() << Blame << Place >> placed(B) << FailOver(found, Phase.SENT, True) << Open(B)
+    assert talk >> Opened(False) << Send >> Completed(DONE) << Absolve(B) << Commit(DONE)
+
+
+def test_says_nothing_before_the_end_to_who_takes_the_whole() -> None:
+    talk = sent(turn(whole=True)) >> Announced(b"created") >> OutputBegan(DELTA) << Absolve(A)
+    talk >> OutputBegan(DELTA) >> Completed(DONE) << Commit(DONE)
+    assert talk >> Committed(None, False) << Relay((DONE,)) << End(Outcome.COMPLETED)
+
+
+def test_what_is_passed_on_leaves_its_session_as_it_is() -> None:
+    owner = session(pinned=pin(A, 3))
+    talk = play(turn(of=session(sid="own"), previous="resp_0", conversing=False)) >> Began() << Resolve("resp_0")
+    talk >> Resolved(parent(), owner) << Place >> placed(B) << Open(B)
+    assert owner.pin == pin(A, 3) and talk.turn.session is not owner
 
 
 @pytest.mark.parametrize("found", [QUOTA, RATE, BUSY, LOST], ids=lambda found: found.kind.value)

@@ -243,13 +243,16 @@ class Caller:
 
 async def server_sent(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
     """The events of a stream; the name of each must be the type in its data."""
-    name = ""
+    name, data = "", list[str]()
     async for line in response.content:
         said, _, value = line.decode().rstrip("\n").partition(": ")
         if said == "event":
             name = value
         elif said == "data":
-            event: dict[str, Any] = orjson.loads(value)
+            data.append(value)
+        elif said == "" and data:
+            event: dict[str, Any] = orjson.loads("\n".join(data))
+            data.clear()
             assert event["type"] == name, (name, event["type"])
             yield event
 

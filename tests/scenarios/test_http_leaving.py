@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -157,43 +158,54 @@ async def test_serves_the_next_request_on_a_connection_that_is_kept(build: Build
 
 
 class Firehose:
-    """A vendor that sends one long stream as fast as it is taken, and counts."""
+    """A vendor that sends one long answer as fast as it is taken, by either transport, and counts."""
 
     def __init__(self, pieces: int) -> None:
         self.pieces = pieces
         self.sent = 0
         self.url = ""
 
-    def credential(self) -> Credential:
-        return Credential(
-            "M",
-            self.url,
-            Secret("sk-m"),
-            limit_group="M",
-            models=frozenset({"sim-1"}),
-            transports=("http",),
-            priority=-1,
-        )
+    def credential(self, transport: str = "http") -> Credential:
+        models = frozenset({"sim-1"})
+        return Credential("M", self.url, Secret("sk-m"), limit_group="M", models=models, transports=(transport,))
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        self._narrow(request)
         told = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await told.prepare(request)
-        number = 0
-
-        async def say(kind: str, **more: object) -> None:
-            nonlocal number
-            event = orjson.dumps({"type": kind, "sequence_number": number, **more})
+        for kind, event in self.events():
             await told.write(b"event: %b\ndata: %b\n\n" % (kind.encode(), event))
             self.sent += len(event)
-            number += 1
-
-        await say("response.created", response={"id": "resp_m", "output": []})
-        for _ in range(self.pieces):
-            await say("response.output_text.delta", delta="x" * 16_000)
-        item = {"id": "msg_m", "type": "message", "role": "assistant", "status": "completed", "content": []}
-        await say("response.output_item.done", item=item, output_index=0)
-        await say("response.completed", response={"id": "resp_m", "status": "completed", "output": [item]})
         return told
+
+    async def converse(self, request: web.Request) -> web.WebSocketResponse:
+        self._narrow(request)
+        ws = web.WebSocketResponse()
+        await ws.prepare(request)
+        await ws.receive()
+        for _, event in self.events():
+            await ws.send_str(event.decode())
+            self.sent += len(event)
+        await ws.receive()
+        return ws
+
+    def _narrow(self, request: web.Request) -> None:
+        """Let the kernel hold little on the way: what waits shall wait here."""
+        assert request.transport is not None
+        request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+
+    def events(self) -> Iterator[tuple[str, bytes]]:
+        item = {"id": "msg_m", "type": "message", "role": "assistant", "status": "completed", "content": []}
+        delta: tuple[str, dict[str, object]] = ("output_text.delta", {"delta": "x" * 16_000})
+        said: list[tuple[str, dict[str, object]]] = [
+            ("created", {"response": {"id": "resp_m", "output": []}}),
+            *[delta] * self.pieces,
+            ("output_item.done", {"item": item, "output_index": 0}),
+            ("completed", {"response": {"id": "resp_m", "status": "completed", "output": [item]}}),
+        ]
+        for number, (kind, more) in enumerate(said):
+            kind = f"response.{kind}"
+            yield kind, orjson.dumps({"type": kind, "sequence_number": number, **more})
 
 
 @contextlib.asynccontextmanager
@@ -201,6 +213,7 @@ async def firehose(pieces: int) -> AsyncIterator[Firehose]:
     vendor = Firehose(pieces)
     app = web.Application()
     app.router.add_post("/v1/responses", vendor.answer)
+    app.router.add_get("/v1/responses", vendor.converse)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -222,29 +235,31 @@ async def stands_still(vendor: Firehose) -> int:
     return seen
 
 
-async def test_holds_up_the_vendor_of_a_client_that_does_not_read_and_nobody_else(build: Build) -> None:
+@pytest.mark.parametrize("transport", ["websocket", "http"])
+async def test_holds_up_the_vendor_of_a_client_that_does_not_read_and_nobody_else(build: Build, transport: str) -> None:
     house = await build()
-    async with firehose(1500) as vendor:
-        node = await house.node(credentials=[vendor.credential(), *house.credentials()])
+    async with firehose(2000) as vendor:
+        node = await house.node(credentials=[replace(vendor.credential(transport), priority=-1), *house.credentials()])
         async with raw(node, buffer=16_384) as client:
             client.ask("much")
             await client.until(b"response.created")
             held = await stands_still(vendor)
-            assert held < 16_000 * 1500 / 2, "what a client does not take waits at the vendor"
+            assert held < 16_000 * 2000 / 2, "what a client does not take waits at the vendor"
             other = house.caller(node)
             begun = time.monotonic()
             assert (await other.turn("quick", model="sim-2")).ok
             assert time.monotonic() - begun < 2.0
             # it is neither thought dead nor forgotten: it gets the rest
             await client.until(b"event: response.completed", within=20.0)
-            assert client.read.count(b"event: response.output_text.delta") == 1500
+            assert client.read.count(b"event: response.output_text.delta") == 2000
 
 
-async def test_cuts_off_a_client_that_reads_nothing_any_more(build: Build) -> None:
+@pytest.mark.parametrize("transport", ["websocket", "http"])
+async def test_cuts_off_a_client_that_reads_nothing_any_more(build: Build, transport: str) -> None:
     house = await build()
-    async with firehose(1500) as vendor:
+    async with firehose(2000) as vendor:
         bounds = Bounds(hold=0.2, first_event=5.0, silence=5.0, leave=3.0, send_timeout=0.5)
-        node = await house.node(credentials=[vendor.credential()], bounds=bounds)
+        node = await house.node(credentials=[vendor.credential(transport)], bounds=bounds)
         with uncollected(*ALL_OURS) as left:
             async with raw(node, buffer=16_384) as client:
                 client.ask("much")

@@ -17,7 +17,18 @@ from broker.edge.app import Listeners
 from broker.edge.wiring import Bounds
 from broker.simulator import Fault
 from broker.simulator.faults import presets
-from tests.scenarios.house import Caller, House, by, counted, everything_in, held_against, own_endpoints, wait_until
+from tests.scenarios.house import (
+    Caller,
+    House,
+    by,
+    counted,
+    everything_in,
+    held_against,
+    own_endpoints,
+    plain,
+    server_sent,
+    wait_until,
+)
 
 Build = Callable[..., Awaitable[House]]
 Body = dict[str, Any]
@@ -232,10 +243,13 @@ async def test_brings_chunks_down_as_they_come(house: House, caller: Caller) -> 
 # --- a vendor of our own, byte by byte ---
 
 
+Answering = Callable[[web.Request, bytes], web.StreamResponse | Awaitable[web.StreamResponse]]
+
+
 class Vendor:
     """A vendor that answers what it is told to; `seen` are the requests, with their bodies."""
 
-    def __init__(self, answer: Callable[[web.Request, bytes], web.Response]) -> None:
+    def __init__(self, answer: Answering) -> None:
         self.seen: list[tuple[str, bytes, dict[str, str]]] = []
         self.url = ""
         self._answer = answer
@@ -243,14 +257,15 @@ class Vendor:
     def credential(self, name: str = "M", **more: Any) -> Credential:
         return Credential(name, self.url, Secret(f"sk-{name}"), limit_group=name, transports=("http",), **more)
 
-    async def handle(self, request: web.Request) -> web.Response:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.seen.append((request.path_qs, body, {n.lower(): v for n, v in request.headers.items()}))
-        return self._answer(request, body)
+        answer = self._answer(request, body)
+        return answer if isinstance(answer, web.StreamResponse) else await answer
 
 
 @contextlib.asynccontextmanager
-async def vendor_of(answer: Callable[[web.Request, bytes], web.Response]) -> AsyncIterator[Vendor]:
+async def vendor_of(answer: Answering) -> AsyncIterator[Vendor]:
     vendor = Vendor(answer)
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", vendor.handle)
@@ -368,3 +383,115 @@ async def test_merges_the_lists_of_models(house: House) -> None:
         assert (await answer.json())["id"] == "sim-1"
     async with caller.ask("models/nobody", method="GET") as answer:
         assert (answer.status, (await answer.json())["error"]["code"]) == (404, "model_not_found")
+
+
+# --- streams in every form that the format allows ---
+
+EVENTS: list[Body] = [
+    {"type": "response.created", "sequence_number": 0, "response": {"id": "resp_m", "output": []}},
+    {"type": "response.output_text.delta", "sequence_number": 1, "delta": "one\n\ndata: two"},
+    {"type": "codex.rate_limits", "rate_limits": {"primary": {"used_percent": 3.0}}},
+    {"type": "response.output_text.delta", "sequence_number": 2, "delta": "\u2028 \u00e9 three"},
+    {
+        "type": "response.output_item.done",
+        "sequence_number": 3,
+        "output_index": 0,
+        "item": {"id": "msg_m", "type": "message", "role": "assistant", "content": []},
+    },
+    {
+        "type": "response.completed",
+        "sequence_number": 4,
+        "response": {"id": "resp_m", "status": "completed", "output": [], "usage": None},
+    },
+]
+
+
+def in_its_own_form(event: Body) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event))
+
+
+def in_lines(event: Body) -> bytes:
+    lines = orjson.dumps(event, option=orjson.OPT_INDENT_2).split(b"\n")
+    return b"".join(b"data: %b\n" % line for line in lines) + b"\n"
+
+
+FORMS: dict[str, Callable[[Body], bytes]] = {
+    "its own": in_its_own_form,
+    "no names": lambda event: b"data: %b\n\n" % orjson.dumps(event),
+    "no space": lambda event: b"data:%b\n\n" % orjson.dumps(event),
+    "crlf": lambda event: in_its_own_form(event).replace(b"\n", b"\r\n"),
+    "cr": lambda event: in_its_own_form(event).replace(b"\n", b"\r"),
+    "comments and ids": lambda event: b": ping\n\nid: 7\nretry: 10\n" + in_its_own_form(event),
+    "another name": lambda event: b"event: message\ndata: %b\n\n" % orjson.dumps(event),
+    "several lines": in_lines,
+    "several lines, crlf": lambda event: in_lines(event).replace(b"\n", b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+@pytest.mark.parametrize("form", FORMS)
+async def test_reads_a_stream_in_every_form_and_writes_it_in_one(house: House, form: str, size: int) -> None:
+    stream = b"".join(map(FORMS[form], EVENTS)) + b"data: [DONE]\n\n"
+
+    async def answer(request: web.Request, body: bytes) -> web.StreamResponse:
+        told = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await told.prepare(request)
+        for at in range(0, len(stream), size):
+            await told.write(stream[at : at + size])
+        return told
+
+    shown = [event for event in EVENTS if event["type"] != "codex.rate_limits"]
+    async with vendor_of(answer) as vendor:
+        node = await house.node(credentials=[vendor.credential()])
+        caller = house.caller(node)
+        for whole in (False, True):
+            async with caller.ask("responses", {"model": "m", "input": "x", "stream": not whole}) as told:
+                assert told.status == 200, await told.read()
+                if whole:
+                    said = await told.json()
+                    assert said["id"] == "resp_m" and said["output"] == [shown[-2]["item"]]
+                else:
+                    assert [event async for event in server_sent(told)] == shown
+        async with plain(node) as socket:
+            await socket.create("x")
+            assert await socket.until(1) == shown
+    assert counted(node, "broker_upstream_failures_total") == 0
+
+
+@pytest.mark.parametrize("below", ["socket", "request"])
+@pytest.mark.parametrize("form", ["its own", "no names"])
+async def test_notes_the_items_that_only_pass_by(house: House, form: str, below: str) -> None:
+    """The vendor lists nothing at the end: what the next turn needs has gone by in the midst of plain output."""
+    told = [EVENTS[0], *[EVENTS[1]] * 3, EVENTS[4], *[EVENTS[1]] * 3, EVENTS[5]]
+    events = [{**event, "sequence_number": number} for number, event in enumerate(told)]
+    stream = b"".join(map(FORMS[form], events))
+    async with vendor_of(lambda request, body: web.Response(body=stream, content_type="text/event-stream")) as vendor:
+        node = await house.node(credentials=[vendor.credential()])
+        follows = {"previous_response_id": "resp_m"}
+        if below == "socket":
+            async with plain(node) as socket:
+                for more in ({}, follows):
+                    await socket.create("x", **more)
+                    await socket.until(1)
+        else:
+            caller = house.caller(node, session_id="agent-7")
+            for more in ({}, follows):
+                body = {"model": "m", "input": "x", "stream": True, "store": False, **more}
+                async with caller.ask("responses", body) as answer:
+                    assert b"response.completed" in await answer.read()
+        given = orjson.loads(vendor.seen[-1][1])["input"]
+    assert [item.get("role") for item in given] == ["user", "assistant", "user"], given
+    assert given[1]["type"] == "message"
+
+
+@pytest.mark.parametrize("path", ["responses", "chat/completions"])
+async def test_does_not_take_a_stream_for_whole_that_has_no_end(house: House, path: str) -> None:
+    chunk = {"id": "c", "choices": [{"index": 0, "delta": {"content": "x"}}]}
+    stream = b"".join(map(in_its_own_form, EVENTS[:4])) if path == "responses" else FORMS["no names"](chunk)
+    async with vendor_of(lambda request, body: web.Response(body=stream, content_type="text/event-stream")) as vendor:
+        node = await house.node(credentials=[vendor.credential()])
+        body = {**chat(stream=True), "input": "x"}
+        async with house.caller(node).ask(path, body) as answer:
+            told = await answer.read()
+    assert b"[DONE]" not in told and b"response.completed" not in told
+    assert b"upstream_interrupted" in told, told

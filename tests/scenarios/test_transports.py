@@ -363,4 +363,5 @@ async def test_sends_again_what_met_a_connection_that_was_just_being_closed(hous
     finally:
         server.close()
     assert held_against(node) == {}
+    assert counted(node, "broker_upstream_failures_total", kind="transport_lost") == 0, "nobody has read it"
     assert counted(node, "broker_turns_total", outcome="completed") == 3
