@@ -68,11 +68,15 @@ class Rebuild(msgspec.Struct, frozen=True):
 
 
 class Send(msgspec.Struct, frozen=True):
-    """Send a frame up; `cause` says why a replay is one. Answer: what comes back, or Failed."""
+    """Send a frame up; `cause` says why a replay is one. Answer: what comes back, or Failed.
+
+    `again`: this turn was sent before and may have run, so that it may be billed twice.
+    """
 
     frame: bytes
     mode: Mode
     cause: str
+    again: bool = False
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -122,11 +126,10 @@ class Abandon(msgspec.Struct, frozen=True):
 
 
 class FailOver(msgspec.Struct, frozen=True):
-    """Count a move to another credential, its cause and how far the turn had come; `ran` if it may be billed twice."""
+    """Count a move to another credential, its cause and how far the turn had come."""
 
     failure: Failure
     phase: Phase
-    ran: bool = False
 
 
 class Tell(msgspec.Struct, frozen=True):

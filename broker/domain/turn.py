@@ -177,6 +177,7 @@ class Turn:
     _unconfirmed: list[tuple[Credential, Failure]] = field(default_factory=list)
     _doubted: frozenset[str] = frozenset()
     _proved: bool = False
+    _ran: bool = False
 
     def handle(self, event: Event, now: float = 0.0) -> list[Command]:
         """The commands an event leads to. `now` is any steady clock, in seconds; `started` is on the same."""
@@ -347,7 +348,8 @@ class Turn:
     def _send(self, frame: bytes) -> list[Command]:
         self.state = State.WAITING
         self.phase = Phase.SENT
-        return [Send(frame, self.mode, self._cause())]
+        again, self._ran = self._ran, False
+        return [Send(frame, self.mode, self._cause(), again)]
 
     def _cause(self) -> str:
         if self.failures:
@@ -411,15 +413,14 @@ class Turn:
             self.phase = Phase.BEFORE_SEND
         failure, poisonous = self._understand(event.failure)
         self.failures.append((self.credential, failure))
+        self._ran = self._ran or (self.phase is Phase.SENT and (failure.row.executed or self._proved))
         commands: list[Command] = [Abandon(), *self._blame(failure, poisonous)]
         action = failure.row.action(self.phase)
         if poisonous or action is Action.SURFACE or self._would_repeat(failure) or self._out_of_bounds(failure, now):
             return commands + self._surface(failure, poisonous)
         if action is Action.REPLAY and self._may_replay():
             return commands + self._replay(failure)
-        self._moving = FailOver(
-            failure, self.phase, self.phase is Phase.SENT and (failure.row.executed or self._proved)
-        )
+        self._moving = FailOver(failure, self.phase)
         if not self._may_come_again(failure):
             self._excluded |= {self.credential.key}
         return commands + self._start_over()

@@ -19,7 +19,7 @@ class Attempt:
     `held_against` is what was held against the credential at its placement, `trial` the token of the licence by which
     it is tried, where it is.
     `response` is what the terminal event says: the id of the response, and its output as far as it is listed there.
-    `head` is the head of the vendor's answer, where the turn is a request of its own.
+    `lane` is the lane as the link knows it, `head` the head of the vendor's answer, where the turn is a request of its own.
     """
 
     __slots__ = (
@@ -28,6 +28,7 @@ class Attempt:
         "head",
         "heard",
         "held_against",
+        "lane",
         "link",
         "pin",
         "response",
@@ -41,6 +42,7 @@ class Attempt:
         self.pin: Pin | None = None
         self.held_against = held_against
         self.link: AnyLink | None = None
+        self.lane: str | None = None
         self.head: Mapping[str, str] = {}
         self.response_id = ""
         self.response = ("", b"")
@@ -84,10 +86,12 @@ class Attempt:
 
     def compactions(self) -> tuple[str, ...]:
         """The names of the compaction items among the output: only one organisation can read them."""
-        listed = self._items or [(0, self.response[1])]
-        if not any(b'"compaction' in item for _, item in listed):
-            return ()
-        return wire.compactions(self.outputs())
+        if not self._items:
+            return wire.compactions(self.outputs())
+        for _, item in self._items:
+            if b'"compaction' in item:
+                return wire.compactions(self.outputs())
+        return ()
 
     def outputs(self) -> bytes:
         """The output items as a JSON array."""

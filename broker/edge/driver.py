@@ -482,7 +482,7 @@ class TurnDriver:
         link = self.link
         if link is None:
             return False
-        lane = link.lane_of(self.request.lane)
+        lane = self.attempt.lane if self.attempt is not None else None
         ended = link.ended.get(lane)
         if ended is None:
             return False
@@ -609,7 +609,7 @@ class TurnDriver:
 
     def _attach(self, link: AnyLink) -> None:
         assert self.attempt is not None
-        self.attempt.link = link
+        self.attempt.link, self.attempt.lane = link, link.lane_of(self.request.lane)
         self.attempt.heard = self._loop.time()
         link.attach(self.request.lane, self)
 
@@ -659,6 +659,8 @@ class TurnDriver:
         model, metrics = attempt.credential.upstream_model(self.request.model), self._wiring.metrics
         frame = command.frame if model == self.request.model else wire.rewrite(command.frame, model=model)
         metrics.sends.inc(attempt.credential.name, command.mode.value)
+        if command.again:
+            metrics.repeats.inc()
         if command.mode is Mode.REPLAY:
             metrics.replays.inc(command.cause)
             self._log("replay", reason=command.cause, bytes=len(frame))
@@ -681,7 +683,7 @@ class TurnDriver:
         commit = attempt.commit(self.turn, self._items, keep=self.client.keeps_transcript)
         response_id = commit.meta.response_id
         attempt.link.mint(response_id, self.request.lane)
-        attempt.link.ended[attempt.link.lane_of(self.request.lane)] = response_id
+        attempt.link.ended[attempt.lane] = response_id
         self._wiring.metrics.round_trips.inc("commit")
         began = self._loop.time()
         self._wiring.journal.submit(commit, lambda landed: self._committed(commit, landed, began))
@@ -770,8 +772,6 @@ class TurnDriver:
     def _fail_over(self, command: c.FailOver) -> None:
         reason, phase = command.failure.kind.value, command.phase.value
         self._wiring.metrics.failovers.inc(reason, phase)
-        if command.ran:
-            self._wiring.metrics.repeats.inc()
         self._log("failover", reason=reason, phase=phase, code=command.failure.code)
 
     def _end(self, command: c.End) -> None:

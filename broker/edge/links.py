@@ -13,7 +13,7 @@ from broker.upstream.exchange import Exchanges
 from broker.upstream.link import NOBODY, Host, Link
 
 IDLE = 8
-"""Sockets of one client that may wait for their lanes, where a vendor has none; beyond that the oldest is used again."""
+"""Sockets that may wait for their lanes, where a vendor has none; beyond that the oldest is used again."""
 
 AnyLink = Link | Exchanges
 

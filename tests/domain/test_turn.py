@@ -127,8 +127,10 @@ def again(who: Credential, found: Failure) -> Blame:
     return Blame(who, found, True, again=True)
 
 
-def send(frame: bytes = FRAME, mode: Mode = Mode.INCREMENTAL, cause: str = "socket_changed") -> Send:
-    return Send(frame, mode, cause)
+def send(
+    frame: bytes = FRAME, mode: Mode = Mode.INCREMENTAL, cause: str = "socket_changed", *, again: bool = False
+) -> Send:
+    return Send(frame, mode, cause, again)
 
 
 def resolved(past: Parent, of: Turn) -> Resolved:
@@ -445,15 +447,16 @@ def test_moves_to_another_credential_before_anything_was_sent(found: Failure) ->
 @pytest.mark.parametrize("found", MOVES, ids=lambda found: found.kind.value)
 def test_moves_to_another_credential_after_sending(found: Failure) -> None:
     talk = sent(turn()) >> Failed(found) << Abandon() << Blame(A, found, False) << wish(A, tried=tried(A, found))
-    assert talk >> placed(B) << FailOver(found, Phase.SENT, found.row.executed) << Open(B)
-    assert talk >> Opened(False) << send(cause=found.kind.value)
+    assert talk >> placed(B) << FailOver(found, Phase.SENT) << Open(B)
+    assert talk >> Opened(False) << send(cause=found.kind.value, again=found.row.executed)
 
 
 @pytest.mark.parametrize("found", [QUOTA, RATE, BUSY, LOST], ids=lambda found: found.kind.value)
 def test_moves_after_output_that_nobody_has_seen(found: Failure) -> None:
     talk = sent(turn(whole=True)) >> Announced(b"created at a") >> OutputBegan(DELTA) << Absolve(A)
-    talk >> Failed(found) << Abandon() << Blame << Place >> placed(B) << FailOver(found, Phase.SENT, True) << Open(B)
-    assert talk >> Opened(False) << Send >> Completed(DONE) << Absolve(B) << Commit(DONE)
+    talk >> Failed(found) << Abandon() << Blame << Place >> placed(B) << FailOver(found, Phase.SENT) << Open(B)
+    talk >> Opened(False) << send(cause=found.kind.value, again=True)
+    assert talk >> Completed(DONE) << Absolve(B) << Commit(DONE)
 
 
 def test_says_nothing_before_the_end_to_who_takes_the_whole() -> None:
