@@ -75,7 +75,8 @@ class Credential:
     with the secret: what was learnt about a key says nothing about the one that replaced it. `transports` is what the
     endpoint speaks (websocket, http), the preferred one first. `auth` is how it shows who it is (bearer, api_key,
     entra), with `entra` for the latter; `organization` and `project` are named to the vendor where not empty.
-    `probe_kind` and `probe_model` say how it is probed; what they leave open is decided there.
+    `probe_kind` and `probe_model` say how it is probed; what they leave open is decided there. `key` tells it apart from
+    all others, and from itself with another secret; `manners` say how its vendor behaves.
     """
 
     name: str
@@ -99,6 +100,8 @@ class Credential:
     probe_kind: str = "auto"
     probe_model: str = ""
     generation: str = field(init=False, default="")
+    key: str = field(init=False, default="", repr=False)
+    manners: Vendor = field(init=False, default=_UNKNOWN, repr=False)
 
     def __post_init__(self) -> None:
         """Name the generation: 32 bits of a digest, enough to tell keys apart and too little to find one."""
@@ -108,16 +111,8 @@ class Credential:
             entra = self.entra
             shown += f"\0{self.auth}" + (f"\0{entra.tenant}\0{entra.client_id}\0{entra.scope}" if entra else "")
         object.__setattr__(self, "generation", hashlib.sha256(shown.encode()).hexdigest()[:8])
-
-    @property
-    def key(self) -> str:
-        """What tells it apart from all others, and from itself with another secret."""
-        return f"{self.name}@{self.generation}"
-
-    @property
-    def manners(self) -> Vendor:
-        """How its vendor behaves."""
-        return VENDORS.get(self.vendor, _UNKNOWN)
+        object.__setattr__(self, "key", f"{self.name}@{self.generation}")
+        object.__setattr__(self, "manners", VENDORS.get(self.vendor, _UNKNOWN))
 
     def serves(self, model: str) -> bool:
         """Whether this credential may be asked for `model` (an unnamed model is the vendor's to refuse)."""

@@ -19,7 +19,8 @@ class Attempt:
     `held_against` is what was held against the credential at its placement, `trial` the token of the licence by which
     it is tried, where it is.
     `response` is what the terminal event says: the id of the response, and its output as far as it is listed there.
-    `lane` is the lane as the link knows it, `head` the head of the vendor's answer, where the turn is a request of its own.
+    `lane` is the lane as the link knows it, `head` the head of the vendor's answer, where the turn is a request of its
+    own.
     """
 
     __slots__ = (

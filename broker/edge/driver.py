@@ -444,7 +444,7 @@ class TurnDriver:
                 if self.request.background:
                     # its client may leave and ask for it later
                     self._wiring.sessions.note_owner(self.turn.session.tenant, attempt.response_id, attempt.credential)
-            return self._continuing(raw)
+            return raw if self.turn.mode is Mode.INCREMENTAL else self._continuing(raw)
         if attempt is not None and kind == "codex.rate_limits":
             health = self._wiring.health
             if (limits := from_event(raw, health.now())) is not None:
@@ -469,13 +469,12 @@ class TurnDriver:
             return e.Failed(classify_event(raw, now=self._wiring.health.now()))
         if self.attempt is not None:
             self.attempt.response = response
-        return e.Completed(self._continuing(raw))
+        return e.Completed(raw if self.turn.mode is Mode.INCREMENTAL else self._continuing(raw))
 
     def _continuing(self, raw: bytes) -> bytes:
-        """An event that names its response, as the client has asked for it, whichever way the vendor was asked."""
-        if self.turn.mode is Mode.INCREMENTAL or self.request.previous_response_id is None:
-            return raw
-        return wire.continuing(raw, self.request.previous_response_id)
+        """An event that names its response, as the client has asked for it, although the vendor was sent the whole."""
+        previous = self.request.previous_response_id
+        return raw if previous is None else wire.continuing(raw, previous)
 
     def _is_echo(self, response_id: str, kind: EventKind) -> bool:
         """Whether this is the second ending of the turn before: some vendors end a response twice (protocol.md 3.3)."""
