@@ -75,8 +75,8 @@ class Credential:
     with the secret: what was learnt about a key says nothing about the one that replaced it. `transports` is what the
     endpoint speaks (websocket, http), the preferred one first. `auth` is how it shows who it is (bearer, api_key,
     entra), with `entra` for the latter; `organization` and `project` are named to the vendor where not empty.
-    `probe_kind` and `probe_model` say how it is probed; what they leave open is decided there. `key` tells it apart from
-    all others, and from itself with another secret; `manners` say how its vendor behaves.
+    `probe_kind` and `probe_model` say how it is probed; what they leave open is decided there. `key` tells it apart
+    from all others, and from itself with another secret; `manners` say how its vendor behaves.
     """
 
     name: str

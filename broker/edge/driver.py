@@ -66,9 +66,8 @@ class Client(Protocol):
     links: Links
     memory: SocketMemory
 
-    @property
-    def presentation(self) -> Presentation | None:
-        """Which events this client may see; None where they are not those of the Responses API."""
+    presentation: Presentation | None
+    """Which events this client may see; None where they are not those of the Responses API."""
 
     @property
     def keeps_transcript(self) -> bool:

@@ -22,6 +22,7 @@ from broker.domain.presentation import Presentation
 from broker.domain.session import Session
 from broker.domain.turn import Request
 from broker.edge.access import Tenant
+from broker.edge.downstream import Downstream
 from broker.edge.driver import TurnDriver, broken
 from broker.edge.links import AnyLink, Links
 from broker.edge.outlet import Outlet
@@ -34,12 +35,10 @@ STOP_WITHIN = 4.0
 _STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-class ClientRequest:
+class ClientRequest(Downstream):
     """One request of a client: runs its turn, and puts what that relays into an answer.
 
     Nothing is answered before the turn has something to show, so whatever fails before that has a status of its own.
-    `explicit`: the client has named its session. `behind_since` is the time (`time.monotonic`) since which the client
-    is behind with reading, None while it is not.
     """
 
     __slots__ = (
@@ -50,23 +49,15 @@ class ClientRequest:
         "_head",
         "_http",
         "_last",
-        "_left",
         "_news",
         "_out",
         "_outlet",
         "_outputs",
         "_over",
-        "_presentation",
         "_streamed",
         "_turn_id",
-        "behind_since",
         "endpoint",
-        "explicit",
-        "links",
         "memory",
-        "session",
-        "tenant",
-        "wiring",
     )
 
     def __init__(
@@ -81,24 +72,18 @@ class ClientRequest:
         explicit: bool,
         streamed: bool,
     ) -> None:
-        self.wiring = wiring
-        self.tenant = tenant
-        self.session = session
+        super().__init__(wiring, tenant, session, presentation, explicit=explicit)
         self.endpoint = endpoint
-        self.explicit = explicit
         self.memory = SocketMemory()
-        self.behind_since: float | None = None
         up = headers.up(http.headers, websocket=False)
         chance = wiring.chance.random
         self.links = Links(wiring.dialer, up, self, chance=chance, endpoint=endpoint, frames=False)
         self._http = http
         self._streamed = streamed
-        self._presentation = presentation
         self._driver: TurnDriver | None = None
         self._news = asyncio.Event()
         self._over = asyncio.Event()
         self._done = asyncio.Event()
-        self._left = False
         self._head: dict[str, str] | None = None
         self._last = b""
         self._turn_id = ""
@@ -107,26 +92,6 @@ class ClientRequest:
         self._gathered = False
         self._outlet: Outlet | None = None
         self._chunked = True
-
-    @property
-    def keeps_transcript(self) -> bool:
-        """Whether this client's turns may be recorded."""
-        return self.tenant.transcript and self.wiring.bounds.transcript
-
-    @property
-    def presentation(self) -> Presentation | None:
-        """Which events this client may see; None where they are not those of the Responses API."""
-        return self._presentation
-
-    @property
-    def behind(self) -> bool:
-        """Whether the client is behind with reading, or will read nothing any more."""
-        return self.behind_since is not None or self._left
-
-    @property
-    def slow_since(self) -> float | None:
-        """Since when a client that is still there is behind (`time.monotonic`)."""
-        return None if self._left else self.behind_since
 
     def join(self, session: Session) -> None:
         """The client has found back to a session."""
@@ -150,7 +115,7 @@ class ClientRequest:
             await self._let_go()
 
     async def _let_go(self) -> None:
-        self._left = True
+        self.left = True
         if self._driver is not None and not self._over.is_set():
             self._driver.leave()
             # a commit under way is finished; everything else ends with the client
@@ -173,7 +138,7 @@ class ClientRequest:
 
     def send(self, frames: Iterable[bytes]) -> None:
         """Events to the client. To a client that has left, nothing is sent."""
-        if self._left:
+        if self.left:
             return
         for raw in frames:
             self._last = raw
@@ -199,7 +164,7 @@ class ClientRequest:
         """Neither who stands in between closes a stream that is quiet for a while, nor a client that counts events."""
         if self._outlet is None:
             return
-        frame = self._presentation.keep_alive if self._presentation is not None else None
+        frame = self.presentation.keep_alive if self.presentation is not None else None
         self._write(sse.COMMENT if frame is None else sse.named(wire.event_type(frame), frame))
 
     # --- to the client, as a stream ---
@@ -214,12 +179,12 @@ class ClientRequest:
             self._chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
             writer.send_headers()
             # from here on it is seen whether the client is behind, and one that takes nothing is cut off
-            self._outlet = Outlet(transport, writer, self._on_behind)
+            self._outlet = Outlet(transport, writer, self.fall_behind)
             self._flush()
             await self._over.wait()
             await response.write_eof()
         except (ClientConnectionError, ConnectionError):
-            self._left = True
+            self.left = True
         return response
 
     def _taken(self) -> bytes:
@@ -238,19 +203,11 @@ class ClientRequest:
         data = self._taken()
         outlet.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
-    def _on_behind(self, behind: bool) -> None:
-        if behind:
-            self.behind_since = time.monotonic()
-            self.links.hold()
-        else:
-            self.behind_since = None
-            self.links.resume()
-
     # --- to the client, whole ---
 
     async def _whole(self) -> web.Response:
         """The answer in one piece."""
-        if self._left or not self._last:
+        if self.left or not self._last:
             # it has left before there was all that there is to say
             return web.Response(status=499)
         if _is_error(self._last):
@@ -292,7 +249,7 @@ class ClientRequest:
 
     def write(self, data: bytes | memoryview) -> None:
         """A run of plain events, as the bytes that a stream has; the turn shows, so the answer has begun."""
-        if not self._left:
+        if not self.left:
             self._write(bytes(data))
 
     def gather(self) -> None:
@@ -334,10 +291,10 @@ class ClientRequest:
 
     def abort(self) -> None:
         """Cut off a client that takes nothing any more, or that is gone."""
-        if not self._left and not self._over.is_set() and self._driver is not None:
-            self._left = True
+        if not self.left and not self._over.is_set() and self._driver is not None:
+            self.left = True
             self._driver.leave()
-        self._left = True
+        self.left = True
         if self._http.transport is not None:
             self._http.transport.abort()
 

@@ -18,11 +18,12 @@ from broker.domain.frames import text_header
 from broker.domain.headers import up, without_turn_state
 from broker.domain.lanes import Lanes, LanesFull
 from broker.domain.memory import SocketMemory
-from broker.domain.presentation import PRESENTATION, Presentation, kind_of
+from broker.domain.presentation import PRESENTATION, kind_of
 from broker.domain.session import Session
 from broker.domain.turn import Request, State
 from broker.domain.wire import BadFrame, ClientFrame
 from broker.edge.access import Tenant
+from broker.edge.downstream import Downstream
 from broker.edge.driver import TurnDriver, broken
 from broker.edge.links import AnyLink, Links
 from broker.edge.outlet import Outlet
@@ -47,16 +48,11 @@ SUCCESSOR_WITHIN = 2.0
 """Seconds for which a lane is kept free for the successor of a steered response."""
 
 
-class ClientSocket:
-    """One client socket: takes its frames, starts turns as their lanes allow, and writes what they relay.
-
-    `behind_since` is the time (`time.monotonic`) since which the client is behind with reading, None while it is not.
-    """
+class ClientSocket(Downstream):
+    """One client socket: takes its frames, starts turns as their lanes allow, and writes what they relay."""
 
     __slots__ = (
         "_gathered",
-        "_leaving",
-        "_presentation",
         "_quiet",
         "_running",
         "_steers",
@@ -64,15 +60,9 @@ class ClientSocket:
         "_transport",
         "_waiting_bytes",
         "_ws",
-        "behind_since",
         "direct",
-        "explicit",
         "lanes",
-        "links",
         "memory",
-        "session",
-        "tenant",
-        "wiring",
     )
 
     def __init__(
@@ -87,49 +77,23 @@ class ClientSocket:
         tap: Tap | None,
     ) -> None:
         assert request.transport is not None
-        self.wiring = wiring
-        self.tenant = tenant
-        self.session = session
-        self.explicit = explicit
+        super().__init__(wiring, tenant, session, PRESENTATION[kind_of(request.headers)], explicit=explicit)
         self.memory = SocketMemory()
         self.lanes: Lanes[TurnDriver] = Lanes(max_waiting=wiring.bounds.lane_queue)
         self.links = Links(wiring.dialer, up(request.headers, websocket=True), self, chance=wiring.chance.random)
-        self._presentation = PRESENTATION[kind_of(request.headers)]
-        self.behind_since: float | None = None
         self._ws = ws
         self._transport = request.transport
         self._waiting_bytes = 0
         self._running = 0
-        self._leaving = False
         self._quiet: asyncio.Event | None = None
         self._steers: dict[str | None, _Steers] = {}
         self._tap = tap
         self._gathered: list[bytes | memoryview] | None = None
-        outlet = Outlet(self._transport, request.writer, self._on_behind) if tap is None else None
+        outlet = Outlet(self._transport, request.writer, self.fall_behind) if tap is None else None
         self.direct: Write = self._transport.write if outlet is None else outlet.write
         if tap is not None:
-            tap.on_behind = self._on_behind
+            tap.on_behind = self.fall_behind
             tap.begin(self.take)
-
-    @property
-    def keeps_transcript(self) -> bool:
-        """Whether this client's turns may be recorded."""
-        return self.tenant.transcript and self.wiring.bounds.transcript
-
-    @property
-    def presentation(self) -> Presentation | None:
-        """Which events this client may see."""
-        return self._presentation
-
-    @property
-    def behind(self) -> bool:
-        """Whether the client is behind with reading, or will read nothing any more."""
-        return self.behind_since is not None or self._leaving
-
-    @property
-    def slow_since(self) -> float | None:
-        """Since when a client that is still there is behind (`time.monotonic`)."""
-        return None if self._leaving else self.behind_since
 
     def join(self, session: Session) -> None:
         """The client has found back to a session; what it begins next belongs there, unless it has named another."""
@@ -164,17 +128,9 @@ class ClientSocket:
             else:
                 self._transport.writelines(gathered)
 
-    def _on_behind(self, behind: bool) -> None:
-        if behind:
-            self.behind_since = time.monotonic()
-            self.links.hold()
-        else:
-            self.behind_since = None
-            self.links.resume()
-
     def keep_alive(self, lane: str | None) -> None:
         """Some clients give up where no message comes, however well the socket is."""
-        if (frame := self._presentation.keep_alive) is not None:
+        if self.presentation is not None and (frame := self.presentation.keep_alive) is not None:
             self.send((frame,))
 
     def refuse(self, reply: ErrorReply, lane: str | None = None) -> None:
@@ -191,13 +147,13 @@ class ClientSocket:
     async def close(self, code: int, reason: str) -> None:
         """Close the client's socket, with a reason."""
         self.wiring.metrics.closes.inc(str(code))
-        self._leaving = True
+        self.left = True
         self.links.hold()
         await self._ws.close(code=code, message=reason.encode())
 
     def abort(self) -> None:
         """Cut off a client that takes nothing any more."""
-        self._leaving = True
+        self.left = True
         self._transport.abort()
 
     # --- from the client ---
@@ -222,7 +178,7 @@ class ClientSocket:
             await self._leave(clean)
 
     async def _leave(self, clean: bool) -> None:
-        self._leaving = True
+        self.left = True
         self.lanes.abandon()
         for driver in self.lanes.all_running():
             driver.leave()
@@ -242,7 +198,7 @@ class ClientSocket:
 
     def take(self, raw: bytes) -> None:
         """One text frame of the client."""
-        if self._leaving:
+        if self.left:
             return
         lane = None
         try:
@@ -316,7 +272,7 @@ class ClientSocket:
             self._waiting_bytes -= len(waiting.request.raw)
             waiting.turn.session = self.session
             self._running += 1
-            if self._leaving:
+            if self.left:
                 waiting.leave()
             else:
                 # not from here: turns that end at once would stand on each other's shoulders
