@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_there_is_not_looked_at_again() -> Iterator[None]:
+    """Thousands of collected tests make every full collection stop the loop for a second, and time-outs with it."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
