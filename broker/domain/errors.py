@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from broker.domain.failure import NOT_OFFERED, Failure, FailureKind
@@ -205,16 +206,21 @@ def refused(failure: Failure) -> ErrorReply:
 
 
 def verbatim(failure: Failure, stream_id: str | None) -> bytes:
-    """The vendor's own event about the request; given a numeric status where the vendor left it out."""
-    raw = without_account(failure.raw) if failure.raw is not None else None
-    if raw is None:
-        status = failure.status if 400 <= failure.status < 500 else 400
-        reply = bad_request(failure.code or "invalid_request", "The upstream refused the request.", status=status)
-        return reply.event(stream_id)
+    """The vendor's own event about the request; given a numeric status where the vendor left it out.
+
+    Where it brought none, or one that cannot be cut (it may be nested too deeply), the same in our own words.
+    """
+    if failure.raw is not None:
+        with suppress(Garbage):
+            return _as_told(failure.raw, failure.status, stream_id)
+    status = failure.status if 400 <= failure.status < 500 else 400
+    reply = bad_request(failure.code or "invalid_request", "The upstream refused the request.", status=status)
+    return reply.event(stream_id)
+
+
+def _as_told(raw: bytes, status: int, stream_id: str | None) -> bytes:
+    raw = without_account(raw)
     if event_type(raw) == "error":
-        raw = with_status(raw, failure.status)
+        raw = with_status(raw, status)
     # a vendor may leave the lane out where it could not attribute its error; here it could be
-    try:
-        return raw if stream_id is None else with_lane(raw, stream_id)
-    except Garbage:  # nested too deeply to be cut
-        return verbatim(replace(failure, raw=None), stream_id)
+    return raw if stream_id is None else with_lane(raw, stream_id)

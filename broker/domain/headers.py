@@ -182,6 +182,9 @@ _SPELLINGS = (b"x-codex-turn-state", b"X-Codex-Turn-State")
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
+_REFUSALS = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
+
+
 def without_turn_state(raw: bytes) -> bytes:
     """A create, or the body of a request, without the routing token in its `client_metadata`.
 
@@ -191,67 +194,47 @@ def without_turn_state(raw: bytes) -> bytes:
     if not _holds(raw):
         return raw
     try:
-        return _without(raw, ("client_metadata",))
+        return _pruned(raw, ("client_metadata",), _is_no_token)
     except _UNREADABLE:
         raise wire.BadFrame("invalid_json", "The frame could not be parsed as a JSON object.") from None
-
-
-def event_without_turn_state(raw: bytes) -> bytes:
-    """A vendor's event without the routing token in its map of headers, or in that of its response, by the same rules.
-
-    Raises `Garbage`.
-    """
-    if not _holds(raw):
-        return raw
-    try:
-        return _without(_without(raw, ("headers",)), ("response", "headers"))
-    except _UNREADABLE:
-        raise wire.Garbage("not a JSON object") from None
-
-
-_REFUSALS = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
 
 
 def without_account(raw: bytes) -> bytes:
     """A vendor's event whose maps of headers hold nothing but what may cross, and what says when to come again.
 
-    Its other values stay the bytes they are; an event without headers comes back as the very object, and so does one
-    that cannot be cut.
+    By the same rules; what has headers, or holds the token, and cannot be read is not passed on. Raises `Garbage`.
     """
-    if b'"headers"' not in raw:
+    if b'"headers"' not in raw and not _holds(raw):
         return raw
     try:
         for path in (("headers",), ("error", "headers"), ("response", "headers")):
-            raw = _allowed(raw, path)
+            raw = _pruned(raw, path, _may_be_told)
     except _UNREADABLE:
-        pass
+        raise wire.Garbage("not a JSON object") from None
     return raw
-
-
-def _allowed(raw: bytes, path: Sequence[str]) -> bytes:
-    held = wire.fields(raw)
-    if not path:
-        kept = {n: v for n, v in held.items() if n.lower() in _REFUSALS or row_of(n).answer is Policy.PASS}
-        return raw if len(kept) == len(held) else wire.join(kept)
-    inner = bytes(held.get(path[0], b""))
-    if inner[:1] != b"{":
-        return raw
-    rest = _allowed(inner, path[1:])
-    return raw if rest is inner else wire.join({**held, path[0]: rest})
 
 
 def _holds(raw: bytes) -> bool:
     return any(spelling in raw for spelling in _SPELLINGS)
 
 
-def _without(raw: bytes, path: Sequence[str]) -> bytes:
-    """An object without the token in the object at `path` within it; the very bytes if it is not there."""
+def _is_no_token(name: str) -> bool:
+    return name.lower() != TURN_STATE
+
+
+def _may_be_told(name: str) -> bool:
+    return name.lower() in _REFUSALS or row_of(name).answer is Policy.PASS
+
+
+def _pruned(raw: bytes, path: Sequence[str], keep: Callable[[str], bool]) -> bytes:
+    """An object with only those names that are to `keep` in the object at `path` within it; the very bytes if that
+    changes nothing."""
     held = wire.fields(raw)
     if not path:
-        kept = {name: value for name, value in held.items() if name.lower() != TURN_STATE}
+        kept = {name: value for name, value in held.items() if keep(name)}
         return raw if len(kept) == len(held) else wire.join(kept)
     inner = bytes(held.get(path[0], b""))
     if inner[:1] != b"{":
         return raw
-    rest = _without(inner, path[1:])
+    rest = _pruned(inner, path[1:], keep)
     return raw if rest is inner else wire.join({**held, path[0]: rest})

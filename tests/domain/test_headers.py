@@ -10,9 +10,9 @@ from broker.domain.headers import (
     MAX_VALUE,
     TABLE,
     down,
-    event_without_turn_state,
     row_of,
     up,
+    without_account,
     without_turn_state,
 )
 from broker.domain.wire import BadFrame, Garbage
@@ -170,15 +170,15 @@ def test_a_create_without_the_token_comes_back_as_the_very_object(raw: bytes) ->
 
 def test_takes_the_token_in_any_of_its_spellings() -> None:
     assert without_turn_state(b'{"client_metadata":{"X-Codex-Turn-State":"t"}}') == b'{"client_metadata":{}}'
-    told = b'{"type":"response.metadata","headers":{"X-Codex-Turn-State":["t"],"a":"b"}}'
-    assert event_without_turn_state(told) == b'{"type":"response.metadata","headers":{"a":"b"}}'
+    told = b'{"type":"response.metadata","headers":{"X-Codex-Turn-State":["t"],"openai-model":"b"}}'
+    assert without_account(told) == b'{"type":"response.metadata","headers":{"openai-model":"b"}}'
 
 
 @pytest.mark.parametrize("kind", ["response.metadata", "codex.response.metadata", "response.created"])
 def test_takes_the_token_out_of_the_headers_of_an_event_and_of_its_response(kind: str) -> None:
     headers = b'{"x-codex-turn-state":"tok","openai-model":"m"}'
     told = b'{"type":"%b","sequence_number":1.0,"headers":%b,"response":{"headers":%b,"id":"r"}}'
-    cut = event_without_turn_state(told % (kind.encode(), headers, headers))
+    cut = without_account(told % (kind.encode(), headers, headers))
     assert cut == told % (kind.encode(), b'{"openai-model":"m"}', b'{"openai-model":"m"}')
 
 
@@ -192,7 +192,7 @@ def test_takes_the_token_out_of_the_headers_of_an_event_and_of_its_response(kind
     ],
 )
 def test_an_event_without_the_token_comes_back_as_the_very_object(raw: bytes) -> None:
-    assert event_without_turn_state(raw) is raw
+    assert without_account(raw) is raw
 
 
 @pytest.mark.parametrize(
@@ -203,4 +203,19 @@ def test_what_holds_the_token_and_cannot_be_read_is_not_passed_on(raw: bytes) ->
     with pytest.raises(BadFrame):
         without_turn_state(raw)
     with pytest.raises(Garbage):
-        event_without_turn_state(raw)
+        without_account(raw)
+
+
+DEEP = b'{"type":"error","status":400,"error":{"headers":{"set-cookie":"a"},"x":' + b"[" * 2000 + b"]" * 2000 + b"}}"
+
+
+def test_headers_in_what_cannot_be_cut_are_not_passed_on() -> None:
+    with pytest.raises(Garbage):
+        without_account(DEEP)
+
+
+def test_only_what_may_cross_stays_in_the_headers_of_a_refusal() -> None:
+    headers = b'{"set-cookie":"a","Retry-After":"2","x-ratelimit-limit-tokens":"1","x-request-id":"r"}'
+    told = b'{"type":"error","headers":%b,"error":{"code":"c","headers":%b}}'
+    kept = b'{"Retry-After":"2","x-request-id":"r"}'
+    assert without_account(told % (headers, headers)) == told % (kept, kept)

@@ -61,7 +61,7 @@ def event(data: bytes) -> None:
         with contextlib.suppress(wire.Garbage):
             assert wire.whole_response(data, outputs)[:1] == b"{"
     with contextlib.suppress(wire.Garbage):
-        headers.event_without_turn_state(data)
+        headers.without_account(data)
     limits.from_event(data, NOW)
 
 
