@@ -13,18 +13,20 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     `conversing`: its requests are turns of a session, answered by the events of the Responses API; all others are
     passed on as they are and answered whole, or by chunks that end in `[DONE]`. `streams`: its body may ask for a
-    stream. `owns`: what it makes lives with the credential that made it.
+    stream. `owns`: what it makes lives with the credential that made it. `context`: what it is sent may be readable to
+    the organisation of its session alone.
     """
 
     path: str
     conversing: bool = False
     streams: bool = False
     owns: bool = False
+    context: bool = False
 
 
 RESPONSES = Endpoint("responses", conversing=True, streams=True, owns=True)
-COMPACT = Endpoint("responses/compact", owns=True)
-INPUT_TOKENS = Endpoint("responses/input_tokens")
+COMPACT = Endpoint("responses/compact", owns=True, context=True)
+INPUT_TOKENS = Endpoint("responses/input_tokens", context=True)
 CONVERSATIONS = Endpoint("conversations", owns=True)
 CHAT = Endpoint("chat/completions", streams=True)
 EMBEDDINGS = Endpoint("embeddings")

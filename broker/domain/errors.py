@@ -158,6 +158,12 @@ def interrupted() -> ErrorReply:
     )
 
 
+def broken(error: Exception, what: str) -> ErrorReply:
+    """A fault of the broker itself in `what` it was doing; the log says more."""
+    message = f"The broker failed ({type(error).__name__}); nothing of this {what} was kept."
+    return ErrorReply(500, "broker_error", message, "server_error")
+
+
 def outcome_unknown() -> ErrorReply:
     """A turn of a vendor's own conversation was lost on the way: it may stand there already, and only that can tell."""
     return ErrorReply(

@@ -189,11 +189,6 @@ class Turn:
         raise OutOfTurn(f"{type(event).__name__} in state {self.state.value}")
 
     @property
-    def proved(self) -> bool:
-        """Whether the credential has taken the request: output has begun."""
-        return self._proved
-
-    @property
     def boundary(self) -> str | None:
         """The only boundary that can serve this turn, if there is but one."""
         if self._bound_to is not None:

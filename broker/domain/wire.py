@@ -388,6 +388,14 @@ def event_type(raw: bytes) -> str:
         raise Garbage("not a JSON object") from None
 
 
+_ERRORS = (b'{"type":"error"', b'{"error":{', b'{"error": {')
+
+
+def begins_as_error(raw: bytes) -> bool:
+    """Whether an event is an error by how it begins; `"error":null` is none."""
+    return raw.startswith(_ERRORS)
+
+
 def event_kind(raw: bytes) -> EventKind:
     """What an upstream event means; a type nobody has heard of is output (the set is open). Raises `Garbage`."""
     if raw.startswith(_PREFIX):

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from broker.domain import commands as c
+from broker.domain import errors, transcript, wire
 from broker.domain import events as e
-from broker.domain import transcript, wire
 from broker.domain.classify import classify_event
 from broker.domain.continuation import Mode, Parent
 from broker.domain.errors import ErrorReply
@@ -431,8 +431,7 @@ class TurnDriver:
             return None
         if attempt is not None and kind is EventKind.ITEM:
             attempt.note_item(raw)
-        # to who takes the whole, nothing is said before it is there
-        return None if self.request.whole and self.turn.proved else e.OutputBegan(raw)
+        return e.OutputBegan(raw)
 
     def _announced(self, raw: bytes) -> bytes | None:
         """What an announcement says to us; the answer is what the client may see of it."""
@@ -496,25 +495,25 @@ class TurnDriver:
 
     def _resolve(self, command: c.Resolve) -> Answer:
         memory, response_id = self.client.memory, command.response_id
-        if response_id is None or command.needs:
-            return self._ask(self._look_up(response_id, command.needs))
-        if memory.evicted(response_id):
-            return e.ParentGone()
-        found = memory.recall(response_id)
-        if found is None:
-            return self._ask(self._look_up(response_id, ()))
+        found = None
+        if response_id is not None:
+            if memory.evicted(response_id):
+                return e.ParentGone()
+            found = memory.recall(response_id)
+        if found is None or command.needs:
+            return self._ask(self._look_up(command, found))
         self.client.join(found[1])
         return e.Resolved(*found)
 
-    async def _look_up(self, response_id: str | None, needs: tuple[str, ...]) -> e.Event:
+    async def _look_up(self, command: c.Resolve, found: tuple[Parent, Session] | None) -> e.Event:
+        """What of it is not `found` yet."""
         sessions, session = self._wiring.sessions, self.turn.session
         try:
-            found = None
-            if response_id is not None:
-                found = self.client.memory.recall(response_id) or await sessions.look_up(session, response_id)
-                if found is None or self.client.memory.evicted(response_id):
+            if command.response_id is not None and found is None:
+                found = await sessions.look_up(session, command.response_id)
+                if found is None:
                     return e.ParentGone()
-            owner = await self._owner(session, needs) if needs else None
+            owner = await self._owner(session, command.needs) if command.needs else None
         except StoreUnavailable as error:
             self._wiring.metrics.store_errors.inc(error.reason)
             return e.StoreLost()
@@ -586,15 +585,14 @@ class TurnDriver:
     def _open(self, command: c.Open) -> Answer:
         assert self.attempt is not None
         self.attempt.pin = self.turn.session.pin
-        request = self.request
-        link = self.client.links.ready(command.credential, request.previous_response_id, request.model, request.lane)
+        link = self.client.links.ready(command.credential, self.request)
         if link is None:
             return self._ask(self._dial(command))
         return self._opened(link)
 
     async def _dial(self, command: c.Open) -> e.Event:
         try:
-            link = await self.client.links.dial(command.credential, self.request.lane, self.request.model)
+            link = await self.client.links.dial(command.credential, self.request)
         except Refused as refused:
             return e.Failed(refused.failure)
         if link.limits is not None:
@@ -867,8 +865,7 @@ def broken(driver: TurnDriver, error: Exception) -> ErrorReply:
     session, turn = driver.turn.session.sid, driver.request.turn_id
     log.error("turn broke", exc_info=error, extra={"session": session, "turn": turn})
     driver.client.wiring.metrics.turns.inc("broken")
-    message = f"The broker failed ({type(error).__name__}); nothing of this turn was kept."
-    return ErrorReply(500, "broker_error", message, "server_error")
+    return errors.broken(error, "turn")
 
 
 def _with_words(items: bytes, words: list[bytes]) -> bytes:

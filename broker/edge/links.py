@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from broker.domain.credential import Credential
 from broker.domain.endpoints import RESPONSES, Endpoint
 from broker.domain.failure import Failure, FailureKind
+from broker.domain.turn import Request
 from broker.upstream.dialer import Dialer, Refused
 from broker.upstream.exchange import Exchanges
 from broker.upstream.link import NOBODY, Host, Link
@@ -60,40 +61,39 @@ class Links:
         self._dials: dict[tuple[str, str | None], asyncio.Task[AnyLink]] = {}
         self._closing: list[asyncio.Task[None]] = []
 
-    def ready(
-        self, credential: Credential, parent: str | None = None, model: str = "", lane: str | None = None
-    ) -> AnyLink | None:
-        """The link of `credential` that is there, if it will do; of several who holds `parent`, or the lane's own."""
+    def ready(self, credential: Credential, request: Request) -> AnyLink | None:
+        """The link of `credential` that is there, if it will do; of several who holds its parent, or its lane's own."""
         link = self._current
         if link is None or link.credential is not credential:
             return None
         if not link.lanes:
-            link = self._free(credential, parent, model, lane)
+            link = self._free(credential, request)
         if link is None or not link.usable:
             return None
         return link if asyncio.get_running_loop().time() < link.expires else None
 
-    def _free(self, credential: Credential, parent: str | None, model: str, lane: str | None) -> AnyLink | None:
+    def _free(self, credential: Credential, request: Request) -> AnyLink | None:
         """One that makes no other lane lose what the vendor remembers for it: one response of a socket."""
         free = [
             link
             for link in self._all
-            if link.credential is credential and link.usable and not link.busy and link.model in ("", model)
+            if link.credential is credential and link.usable and not link.busy and link.model in ("", request.model)
         ]
+        parent = request.previous_response_id
         holding = (link for link in free if parent is not None and link.holds(parent))
-        own = (link for link in free if link.blank or link.last_lane == lane)
+        own = (link for link in free if link.blank or link.last_lane == request.lane)
         return next(holding, next(own, free[0] if len(free) >= IDLE else None))
 
-    async def dial(self, credential: Credential, lane: str | None = None, model: str = "") -> AnyLink:
+    async def dial(self, credential: Credential, request: Request) -> AnyLink:
         """A fresh link of `credential`, which takes the place of the one there is. Raises `Refused`."""
         if self._host is NOBODY:
             raise Refused(Failure(FailureKind.TRANSPORT_LOST, code="client_left", orderly=True))
         # a dial with an old secret is no use to who was given the new one
-        key = credential.key, None if credential.manners.lanes else lane
+        key = credential.key, None if credential.manners.lanes else request.lane
         dial = self._dials.get(key)
         if dial is None:
             # lanes that need the same socket wait for one dial, and hear of its refusal together
-            dial = asyncio.create_task(self._replace(credential, model), name=f"dial:{credential.name}")
+            dial = asyncio.create_task(self._replace(credential, request.model), name=f"dial:{credential.name}")
             self._dials[key] = dial
             dial.add_done_callback(lambda done: self._dialled(key, done))
         try:

@@ -249,6 +249,12 @@ class Node:
         finally:
             self.arriving[tenant.name] -= 1
 
+    def serving(self, tenant: Tenant | None = None) -> int:
+        """How many clients are here, or have begun to come: all of them, or those of one tenant."""
+        if tenant is None:
+            return len(self.sockets) + len(self.requests) + self.arriving.total()
+        return sum(client.tenant is tenant for client in self.clients) + self.arriving[tenant.name]
+
     @property
     def clients(self) -> list[ClientSocket | ClientRequest]:
         """Everybody who is being served."""

@@ -14,7 +14,7 @@ import orjson
 from aiohttp import ClientConnectionError, web
 
 from broker.domain import errors, events, headers, sse, wire
-from broker.domain.endpoints import COMPACT, CONVERSATIONS, DONE, Endpoint
+from broker.domain.endpoints import DONE, Endpoint
 from broker.domain.errors import ErrorReply
 from broker.domain.failure import Failure, FailureKind
 from broker.domain.memory import SocketMemory
@@ -231,8 +231,8 @@ class ClientRequest(Downstream):
     async def _note_owner(self, body: bytes) -> None:
         """What was made lives with the credential that made it: known before the client can name it."""
         credential = self._driver.turn.credential if self._driver is not None else None
-        if credential is None or self.endpoint not in (COMPACT, CONVERSATIONS):
-            return
+        if credential is None or self.endpoint.conversing or not self.endpoint.owns:
+            return  # the owner of a response is written with its turn
         made = wire.made(body)
         with contextlib.suppress(StoreUnavailable):
             await self.wiring.sessions.note_owners(self.tenant.name, made, credential)
@@ -291,10 +291,9 @@ class ClientRequest(Downstream):
 
     def abort(self) -> None:
         """Cut off a client that takes nothing any more, or that is gone."""
-        if not self.left and not self._over.is_set() and self._driver is not None:
-            self.left = True
+        left, self.left = self.left, True
+        if not left and not self._over.is_set() and self._driver is not None:
             self._driver.leave()
-        self.left = True
         if self._http.transport is not None:
             self._http.transport.abort()
 
@@ -324,18 +323,12 @@ def refusal(reply: ErrorReply, more: dict[str, str] | None = None) -> web.Respon
     return answer_to(reply.event(), more)
 
 
-_ERRORS = (b'{"type":"error"', b'{"error":{', b'{"error": {')
-
-
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,3})?")
 
 
 def _is_error(raw: bytes) -> bool:
-    return raw.startswith(_ERRORS) or (raw != DONE and _names_error(raw))
-
-
-def _names_error(raw: bytes) -> bool:
-    return b'"error"' in raw[:64] and wire.event_type(raw) == "error"
+    # the type may stand behind another field
+    return wire.begins_as_error(raw) or (b'"error"' in raw[:64] and wire.event_type(raw) == "error")
 
 
 _NOT_TOLD = frozenset(
@@ -360,8 +353,3 @@ def _flat(raw: bytes) -> bytes:
     """An error in the midst of a stream, in the form that it has over HTTP (protocol.md 6.1)."""
     error, number = _error_of(raw), orjson.loads(raw).get("sequence_number")
     return orjson.dumps({**error, "type": "error", "sequence_number": number})
-
-
-def too_many(message: str) -> web.Response:
-    """A limit of the broker itself."""
-    return refusal(errors.overloaded(message))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from broker.domain import errors, wire
-from broker.domain.endpoints import COMPACT, INPUT_TOKENS, PASSED_ON, RESPONSES, Endpoint
+from broker.domain.endpoints import PASSED_ON, RESPONSES, Endpoint
 from broker.domain.errors import ErrorReply
 from broker.domain.headers import without_turn_state
 from broker.domain.presentation import PRESENTATION, ClientKind, kind_of
@@ -106,8 +106,7 @@ async def _in_our_words(request: web.Request, handler: Handler) -> web.StreamRes
         if request.transport is None:
             raise
         log.exception("request broke")
-        message = f"The broker failed ({type(error).__name__}); nothing of this request was kept."
-        response = refusal(ErrorReply(500, "broker_error", message, "server_error"))
+        response = refusal(errors.broken(error, "request"))
     if not isinstance(response, web.WebSocketResponse):
         node.metrics.requests.inc(str(response.status))
     return response
@@ -136,10 +135,9 @@ def admit(request: web.Request) -> Admitted:
     tenant = node.access.tenant(request.headers.get("Authorization"))
     if tenant is None:
         raise Away("unauthorized", _UNKNOWN_KEY)
-    if not node.ready or len(node.clients) + node.arriving.total() >= node.bounds.max_sockets:
+    if not node.ready or node.serving() >= node.bounds.max_sockets:
         raise Away("full", _NODE_BUSY)
-    held = sum(client.tenant is tenant for client in node.clients) + node.arriving[tenant.name]
-    if tenant.max_sockets and held >= tenant.max_sockets:
+    if tenant.max_sockets and node.serving(tenant) >= tenant.max_sockets:
         raise Away("tenant_full", _TENANT_FULL)
     return Admitted(tenant, _session_name(request.headers))
 
@@ -153,7 +151,7 @@ async def _session_for(endpoint: Endpoint, http: web.Request, admitted: Admitted
     """The session of a request. What is passed on has none, but may hold what only its organisation can read."""
     if endpoint.conversing:
         return await _session_of(http, admitted)
-    if admitted.name and endpoint in (COMPACT, INPUT_TOKENS):
+    if admitted.name and endpoint.context:
         return (await _session_of(http, admitted)).aside()
     return http.app[NODE].sessions.mint(admitted.tenant.name)
 

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 REFUSAL_BYTES = 64 * 1024
 
-NOT_OFFERED = frozenset({404, 405, 426, 501})
+NO_WEBSOCKET = frozenset({404, 405, 426, 501})
 """Answers to an upgrade that say that there is no WebSocket here (protocol.md 6.3)."""
 
 LOOK_AGAIN = 600.0
@@ -177,7 +177,7 @@ class Dialer:
         try:
             return await self.dial(credential, headers, host, frames=frames)
         except Refused as refused:
-            if not by_http or refused.failure.status not in NOT_OFFERED:
+            if not by_http or refused.failure.status not in NO_WEBSOCKET:
                 raise
             self._without_websocket[credential.base_url] = self._clock() + LOOK_AGAIN
             log.info("endpoint has no WebSocket", extra={"credential": credential.name})

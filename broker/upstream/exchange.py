@@ -69,6 +69,8 @@ class Exchanges:
     steers = False
     lanes = True
     model = ""
+    last_lane: str | None = None
+    blank = True
 
     def __init__(
         self,
@@ -119,9 +121,6 @@ class Exchanges:
         """Whether the vendor has seen the turn of this lane; a warm-up is answered here."""
         running = self._running.get(lane)
         return running is None or not running.warmed
-
-    last_lane: str | None = None
-    blank = True
 
     def lane_of(self, lane: str | None) -> str | None:
         """The lane as it is known here."""
@@ -292,13 +291,11 @@ class _Exchange:
             return replace(failure, orderly=True) if beside else failure
         if answer.content_type == "text/event-stream":
             return await self._stream(answer)
-        whole = await bounded(answer, link._largest)
+        whole, kind = await bounded(answer, link._largest), EventKind.TERMINAL
         if link.endpoint.conversing:
             # a response that runs in the background is answered at once, and whole
             whole, kind = wire.as_ending(whole)
-            self._deal(whole, kind)
-        else:
-            self._deal(whole, EventKind.TERMINAL)
+        self._deal(whole, kind)
         return _GARBAGE
 
     async def _stream(self, answer: aiohttp.ClientResponse) -> Failure:
@@ -361,7 +358,7 @@ class _Exchange:
     def _understand_chunk(self, data: bytes) -> None:
         if data == b"[DONE]":
             self._deal(DONE, EventKind.TERMINAL)
-        elif data.startswith((b'{"error":{', b'{"error": {', b'{"type":"error"')):
+        elif wire.begins_as_error(data):
             self._deal(data, EventKind.FAILURE)
         else:
             self._deal(data, EventKind.OUTPUT)
