@@ -277,12 +277,9 @@ def classify_event(raw: bytes, *, now: float) -> Failure:
 
 def classify_handshake(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> Failure:
     """The failure in a refused upgrade. No request was part of it, so it speaks of the credential or the endpoint."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        document = None
+    document = document_of(body)
     refusal = read_refusal(document, status, headers)
-    if not isinstance(document, dict) and status == 403:
+    if document is None and status == 403:
         # a challenge page of a CDN is about the way there, never about the key
         return replace(classify(replace(refusal, status=503), now=now), status=403, independent=True)
     failure = replace(classify(refusal, now=now), independent=True)
@@ -302,7 +299,7 @@ def classify_answer(status: int, headers: Mapping[str, str], body: bytes, *, now
     The request was part of the evidence. What no vendor's own words explain is the endpoint's: pages of a proxy, paths
     that are not there, redirects, which are never followed.
     """
-    document = _document(body)
+    document = document_of(body)
     refusal = read_refusal(document, status, headers)
     if document is None and status == 403:
         return replace(classify(replace(refusal, status=503), now=now), status=403)
@@ -311,7 +308,8 @@ def classify_answer(status: int, headers: Mapping[str, str], body: bytes, *, now
     return replace(classify(refusal, now=now), raw=_as_event(refusal, status))
 
 
-def _document(body: bytes) -> dict[str, Any] | None:
+def document_of(body: bytes) -> dict[str, Any] | None:
+    """The JSON object that a body is; None if it is none."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:

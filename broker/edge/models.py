@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import aiohttp
 import msgspec
 import orjson
-from yarl import URL
 
 from broker.domain.credential import Credential
 from broker.domain.wire import MAX_MODEL
+from broker.upstream.bodies import TooLarge, bounded
+from broker.upstream.dialer import Dialer
+from broker.upstream.exchange import Unsent
 
 log = logging.getLogger(__name__)
 
@@ -160,58 +161,23 @@ class Unlisted(Exception):
         self.reason = reason
 
 
-class VendorModels:
-    """Asks vendors over HTTP. One for a process; it holds the connections. Raises `Unlisted`, and what aiohttp raises.
+def asked_by(dialer: Dialer) -> Fetch:
+    """Asks the vendors themselves; raises `Unlisted`, and what aiohttp raises. The caller bounds the time."""
 
-    `headers` says who asks and `url` where, for a credential; `connect` is in seconds.
-    """
-
-    def __init__(
-        self,
-        headers: Callable[[Credential], Awaitable[Mapping[str, str]]],
-        url: Callable[[Credential, str], URL],
-        *,
-        connect: float = 3.0,
-    ) -> None:
-        self._headers = headers
-        self._url = url
-        self._connect = connect
-        self._client: aiohttp.ClientSession | None = None
-
-    async def start(self) -> None:
-        """Must be called on the loop that uses it."""
-        self._client = aiohttp.ClientSession(
-            # it is asked every few minutes: a connection that is kept would be closed by then
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
-
-    async def stop(self) -> None:
-        """Let go of the connections."""
-        if self._client is not None:
-            await self._client.close()
-
-    async def __call__(self, credential: Credential) -> list[Listed]:
-        """The models that the vendor lists for a credential; the caller bounds the time."""
-        assert self._client is not None, "the fetch was not started"
-        asked = {"Accept": "application/json", "Accept-Encoding": "identity"}
-        headers = {**asked, **credential.headers, **await self._headers(credential)}
-        url = self._url(credential, "models")
-        # a redirect would take the credential elsewhere
-        async with self._client.get(url, headers=headers, allow_redirects=False) as answer:
+    async def fetch(credential: Credential) -> list[Listed]:
+        try:
+            answer = await dialer.ask(credential, "models", b"", {"Accept": "application/json"}, "GET")
+        except Unsent as unsent:
+            raise Unlisted(unsent.failure.code) from None
+        async with answer:
             if answer.status != 200:
                 raise Unlisted(f"status {answer.status}")
-            return _list_in(await _bounded(answer))
+            try:
+                return _list_in(await bounded(answer, LARGEST))
+            except TooLarge:
+                raise Unlisted("too large") from None
 
-
-async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
-    read = bytearray()
-    async for piece in answer.content.iter_any():
-        read += piece
-        if len(read) > LARGEST:
-            raise Unlisted("too large")
-    return bytes(read)
+    return fetch
 
 
 def _list_in(body: bytes) -> list[Listed]:

@@ -21,7 +21,7 @@ from broker.domain.transcript import Commit
 from broker.domain.turn import Policy
 from broker.edge.access import Access, Tenant
 from broker.edge.health import HealthBoard
-from broker.edge.models import Models, VendorModels
+from broker.edge.models import Models, asked_by
 from broker.edge.placement import Placement, Placing
 from broker.edge.pulse import Pulse
 from broker.edge.request import ClientRequest
@@ -123,8 +123,8 @@ class Node:
         self.sessions = Sessions(self.store, self.journal, self.owners, self.metrics, shared=self.shared)
         self.identity = Identity(TokenShelf(self.connection))
         self.dialer = Dialer(dial or DialSettings(), self.identity, clock=self.health.now, tap=self.bounds.tap)
-        self._vendor_models = VendorModels(self.identity.headers, self.identity.url)
-        self.models = Models(lambda: self.placement.pool, self._vendor_models, self._may_serve, clock=time.monotonic)
+        fetch = asked_by(self.dialer)
+        self.models = Models(lambda: self.placement.pool, fetch, self._may_serve, clock=time.monotonic)
         shortest = min(self.bounds.hold, self.bounds.first_event, self.bounds.silence)
         self.wiring = Wiring(
             self.policy,
@@ -154,7 +154,6 @@ class Node:
         """Be ready to serve. A store that is away does not keep the node from starting; readiness tells."""
         await self.identity.start()
         await self.dialer.start()
-        await self._vendor_models.start()
         self.journal.start()
         await self.health.start()
         self.placement.start()
@@ -186,7 +185,6 @@ class Node:
         await self.placement.stop()
         await self.health.stop()
         await self.models.close()
-        await self._vendor_models.stop()
         await self.dialer.stop()
         await self.identity.stop()
         await self.connection.close()

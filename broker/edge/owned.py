@@ -9,7 +9,7 @@ import secrets
 import aiohttp
 from aiohttp import web
 
-from broker.domain import errors, headers, sse
+from broker.domain import errors, headers
 from broker.domain.classify import classify_answer
 from broker.domain.credential import Credential
 from broker.domain.failure import NOT_OFFERED, Failure, FailureKind
@@ -17,7 +17,8 @@ from broker.edge.access import Tenant
 from broker.edge.request import answer_to, refusal
 from broker.edge.wiring import Wiring
 from broker.store.connection import StoreUnavailable
-from broker.upstream.exchange import Unsent, bounded
+from broker.upstream.bodies import TooLarge, bounded
+from broker.upstream.exchange import Unsent
 
 REFUSAL_BYTES = 64 * 1024
 
@@ -38,7 +39,7 @@ async def forward(request: web.Request, wiring: Wiring, tenant: Tenant, body: by
             told = await bounded(answer, REFUSAL_BYTES) if answer.status >= 300 else b""
     except Unsent as unsent:
         return _failed(wiring, credential, unsent.failure)
-    except (aiohttp.ClientError, OSError, TimeoutError, sse.TooLarge) as error:
+    except (aiohttp.ClientError, OSError, TimeoutError, TooLarge) as error:
         failure = Failure(FailureKind.TRANSPORT_LOST, code=type(error).__name__)
         lost = _failed(wiring, credential, failure)
         # what adds to a conversation may have done so, and only that can tell

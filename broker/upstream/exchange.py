@@ -18,6 +18,7 @@ from broker.domain.endpoints import DONE, Endpoint
 from broker.domain.failure import NOT_OFFERED, Failure, FailureKind
 from broker.domain.limits import Limits
 from broker.domain.wire import EventKind
+from broker.upstream.bodies import TooLarge, bounded
 from broker.upstream.link import NOBODY, Host, Listener
 
 REFUSAL_BYTES = 64 * 1024
@@ -260,7 +261,7 @@ class _Exchange:
                 failure = await self._read(answer)
         except Unsent as unsent:
             failure = unsent.failure
-        except sse.TooLarge:
+        except (sse.TooLarge, TooLarge):
             failure = Failure(FailureKind.TRANSPORT_LOST, code="event_too_large")
         except wire.Garbage:
             failure = _GARBAGE
@@ -408,16 +409,6 @@ def _rest(content: aiohttp.StreamReader) -> bytes:
     content._size = 0
     content._protocol.resume_reading()
     return rest[offset:]
-
-
-async def bounded(answer: aiohttp.ClientResponse, most: int) -> bytes:
-    """A body of at most so many bytes (raises `TooLarge`)."""
-    read = bytearray()
-    async for piece in answer.content.iter_any():
-        read += piece
-        if len(read) > most:
-            raise sse.TooLarge
-    return bytes(read)
 
 
 _GARBAGE = Failure(FailureKind.TRANSPORT_LOST, code="garbage")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import aiohttp
 import orjson
 
-from broker.domain.classify import classify, classify_event, classify_handshake, read_refusal
+from broker.domain.classify import classify, classify_event, classify_handshake, document_of, read_refusal
 from broker.domain.credential import Credential
 from broker.domain.events import Failed
 from broker.domain.failure import Failure, FailureKind
 from broker.domain.wire import EventKind
+from broker.upstream.bodies import beginning
 from broker.upstream.dialer import Dialer, DialSettings, Refused
 from broker.upstream.identity import Identity, NoIdentity
 from broker.upstream.link import Link, LinkClosed
@@ -128,7 +128,7 @@ class Prober:
             # a redirect would take the credential elsewhere
             async with self._client.request(method, url, data=body, headers=headers, allow_redirects=False) as answer:
                 good = 200 <= answer.status < 300
-                told = await _read(answer, ANSWER_BYTES if good else REFUSAL_BYTES)
+                told = await beginning(answer, ANSWER_BYTES if good else REFUSAL_BYTES)
                 if good:
                     return self._answered(told)
                 return self._refused(answer.status, dict(answer.headers), told, asked=body is not None)
@@ -136,7 +136,7 @@ class Prober:
             return _lost(type(error).__name__)
 
     def _answered(self, told: bytes) -> Failure | None:
-        document = _document(told)
+        document = document_of(told)
         if document is None:
             return _lost("garbage")
         if document.get("status") == "failed" or document.get("error"):
@@ -144,7 +144,7 @@ class Prober:
         return None
 
     def _refused(self, status: int, headers: Mapping[str, str], told: bytes, *, asked: bool) -> Failure:
-        document, now = _document(told), self._clock()
+        document, now = document_of(told), self._clock()
         if asked and document is not None:
             return classify(read_refusal(document, status, headers), now=now)
         # nothing was asked for, or something at the door has answered: this is about the way in
@@ -223,21 +223,3 @@ class _Warmup:
 
 def _lost(code: str) -> Failure:
     return Failure(FailureKind.TRANSPORT_LOST, code=code)
-
-
-async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:
-    """The body, up to a bound; what is longer comes cut, and is no document any more."""
-    read = bytearray()
-    async for chunk in answer.content.iter_any():
-        read += chunk
-        if len(read) > most:
-            break
-    return bytes(read[:most])
-
-
-def _document(raw: bytes) -> dict[str, Any] | None:
-    try:
-        document = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return None
-    return document if isinstance(document, dict) else None

@@ -11,16 +11,16 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import quote
 
 import aiohttp
-import orjson
 from yarl import URL
 
-from broker.domain.classify import classify, read_refusal
+from broker.domain.classify import classify, document_of, read_refusal
 from broker.domain.credential import Entra, Secret, Token
 from broker.domain.failure import Failure, FailureKind
+from broker.upstream.bodies import beginning
 
 log = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ class Tokens:
                 # a redirect would take the secret elsewhere
                 self._client.post(address(entra), data=form, headers=headers, allow_redirects=False) as answer,
             ):
-                body = await _bounded(answer)
+                body = await beginning(answer, ANSWER_BYTES)
                 if answer.status != 200:
                     return refused(answer.status, dict(answer.headers), body)
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -304,7 +304,7 @@ def refused(status: int, headers: dict[str, str], body: bytes) -> Failure:
 
     Nothing of the body is kept but a code that we know: it names tenants and applications.
     """
-    document = _document(body)
+    document = document_of(body)
     word = document.get("error") if document is not None else None
     if not isinstance(word, str) or word in _BUSY or status in (408, 429) or not 400 <= status < 500:
         told = classify(read_refusal(None, status, headers), now=time.time())
@@ -322,7 +322,7 @@ def refused(status: int, headers: dict[str, str], body: bytes) -> Failure:
 
 def _read(body: bytes, spent: float) -> Token | Failure:
     """The token in a good answer, of whose life `spent` seconds have gone by."""
-    document = _document(body) or {}
+    document = document_of(body) or {}
     value, kind = document.get("access_token"), document.get("token_type")
     life = _seconds(document.get("expires_in", LIFE))
     if not isinstance(value, str) or len(value) > TOKEN_BYTES or not _TOKEN.fullmatch(value) or life is None:
@@ -341,23 +341,5 @@ def _seconds(told: object) -> float | None:
     return min(float(told), LONGEST_LIFE)
 
 
-def _document(body: bytes) -> dict[str, Any] | None:
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    return document if isinstance(document, dict) else None
-
-
 def _lost(code: str) -> Failure:
     return Failure(FailureKind.TRANSPORT_LOST, code=code, independent=True, unsent=True)
-
-
-async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
-    """The body, cut where it is longer than any answer, and so no document any more."""
-    read = bytearray()
-    async for piece in answer.content.iter_any():
-        read += piece
-        if len(read) > ANSWER_BYTES:
-            break
-    return bytes(read[:ANSWER_BYTES])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -11,20 +12,13 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
-from yarl import URL
 
 from broker.domain.credential import Credential, Secret
-from broker.edge.models import AGAIN, FRESH, LARGEST, WITHIN, Models, VendorModels
+from broker.edge.models import AGAIN, FRESH, LARGEST, WITHIN, Fetch, Models, asked_by
 from broker.simulator import Fault, SimCredential, Simulator
+from broker.upstream.dialer import Dialer, DialSettings
+from broker.upstream.identity import Identity
 from tests.scenarios.house import wait_until
-
-
-async def headers(credential: Credential) -> dict[str, str]:
-    return {"Authorization": f"Bearer {credential.secret.reveal()}"}
-
-
-def url(credential: Credential, path: str) -> URL:
-    return URL(f"{credential.base_url}/{path}")
 
 
 @pytest.fixture
@@ -37,11 +31,11 @@ async def sim() -> AsyncIterator[Simulator]:
 
 
 @pytest.fixture
-async def fetch() -> AsyncIterator[VendorModels]:
-    made = VendorModels(headers, url, connect=1.0)
-    await made.start()
-    yield made
-    await made.stop()
+async def fetch() -> AsyncIterator[Fetch]:
+    dialer = Dialer(DialSettings(connect=1.0), Identity(), clock=time.time)
+    await dialer.start()
+    yield asked_by(dialer)
+    await dialer.stop()
 
 
 class Pool:
@@ -100,7 +94,7 @@ async def vendor() -> AsyncIterator[Vendor]:
 # --- merged ---
 
 
-async def test_merges_what_vendors_list_and_what_is_configured(sim: Simulator, fetch: VendorModels) -> None:
+async def test_merges_what_vendors_list_and_what_is_configured(sim: Simulator, fetch: Fetch) -> None:
     named = credential("C", models=frozenset({"z", "m-1"}), aliases=MappingProxyType({"mine": "z"}), vendor="azure")
     pool = Pool(fetch, named, credential("A", sim.base_url), credential("B", sim.base_url))
     vendors = {"object": "model", "created": 1_700_000_000, "owned_by": "simulator"}
@@ -115,12 +109,12 @@ async def test_merges_what_vendors_list_and_what_is_configured(sim: Simulator, f
     assert sorted(pool.asked) == ["A", "B"]
 
 
-async def test_knows_the_names_that_clients_use_where_the_vendor_was_asked(sim: Simulator, fetch: VendorModels) -> None:
+async def test_knows_the_names_that_clients_use_where_the_vendor_was_asked(sim: Simulator, fetch: Fetch) -> None:
     pool = Pool(fetch, credential("A", sim.base_url, aliases=MappingProxyType({"gpt": "m-1"})))
     assert await pool.names() == ["gpt", "m-1", "m-2"]
 
 
-async def test_gives_one_model_by_its_name(sim: Simulator, fetch: VendorModels) -> None:
+async def test_gives_one_model_by_its_name(sim: Simulator, fetch: Fetch) -> None:
     pool = Pool(fetch, credential("A", sim.base_url))
     found = await pool.models.one("m-2")
     assert found is not None and orjson.loads(found)["owned_by"] == "simulator"
@@ -144,7 +138,7 @@ async def test_is_empty_where_there_is_nobody() -> None:
     assert await Pool(never).listed() == []
 
 
-async def test_leaves_out_who_cannot_serve_unless_nobody_can(sim: Simulator, fetch: VendorModels) -> None:
+async def test_leaves_out_who_cannot_serve_unless_nobody_can(sim: Simulator, fetch: Fetch) -> None:
     pool = Pool(fetch, credential("A", sim.base_url), credential("B", sim.base_url))
     pool.out = {"B"}
     assert await pool.names() == ["m-1", "m-2"] and pool.asked == ["A"]
@@ -163,7 +157,7 @@ async def test_what_nobody_could_ask_for_is_left_out(model: Any) -> None:
 # --- asked for rarely ---
 
 
-async def test_asks_again_only_when_the_answer_is_old(sim: Simulator, fetch: VendorModels) -> None:
+async def test_asks_again_only_when_the_answer_is_old(sim: Simulator, fetch: Fetch) -> None:
     pool = Pool(fetch, credential("A", sim.base_url))
     await pool.names()
     pool.now += FRESH - 1
@@ -174,7 +168,7 @@ async def test_asks_again_only_when_the_answer_is_old(sim: Simulator, fetch: Ven
     assert pool.asked == ["A", "A"]
 
 
-async def test_asks_anew_with_another_secret_and_forgets_who_is_gone(sim: Simulator, fetch: VendorModels) -> None:
+async def test_asks_anew_with_another_secret_and_forgets_who_is_gone(sim: Simulator, fetch: Fetch) -> None:
     pool = Pool(fetch, credential("A", sim.base_url))
     assert await pool.names() == ["m-1", "m-2"]
     first, pool.members = pool.members, [Credential("A", sim.base_url, Secret("sk-b"))]
@@ -204,7 +198,7 @@ async def test_many_who_wait_for_one_answer_ask_once_and_one_who_leaves_disturbs
 # --- there although a vendor is not ---
 
 
-async def test_a_failure_leaves_the_last_answer_and_is_tried_again_soon(sim: Simulator, fetch: VendorModels) -> None:
+async def test_a_failure_leaves_the_last_answer_and_is_tried_again_soon(sim: Simulator, fetch: Fetch) -> None:
     pool = Pool(fetch, credential("A", sim.base_url))
     await pool.names()
     sim.faults.add("A", Fault(at="handshake", status=500, times=1))
@@ -219,7 +213,7 @@ async def test_a_failure_leaves_the_last_answer_and_is_tried_again_soon(sim: Sim
 
 
 async def test_one_who_fails_hides_nobody_else_and_says_nothing_secret(
-    sim: Simulator, fetch: VendorModels, caplog: pytest.LogCaptureFixture
+    sim: Simulator, fetch: Fetch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = Pool(
         fetch, Credential("X", sim.base_url, Secret("sk-wrong")), credential("Y"), credential("B", sim.base_url)
@@ -231,7 +225,7 @@ async def test_one_who_fails_hides_nobody_else_and_says_nothing_secret(
     assert "sk-" not in caplog.text
 
 
-async def test_waits_for_nobody_longer_than_clients_do(sim: Simulator, fetch: VendorModels) -> None:
+async def test_waits_for_nobody_longer_than_clients_do(sim: Simulator, fetch: Fetch) -> None:
     pool = Pool(fetch, credential("A", sim.base_url), credential("B", sim.base_url))
     sim.faults.add("A", Fault(at="handshake", do="silence"))
     began = asyncio.get_running_loop().time()
@@ -262,7 +256,7 @@ async def test_gives_up_what_is_asked_when_it_is_closed() -> None:
 # --- asked over HTTP ---
 
 
-async def test_asks_with_the_headers_of_the_credential_once_each(vendor: Vendor, fetch: VendorModels) -> None:
+async def test_asks_with_the_headers_of_the_credential_once_each(vendor: Vendor, fetch: Fetch) -> None:
     seen: list[web.Request] = []
 
     def answer(request: web.Request) -> web.Response:
@@ -281,7 +275,7 @@ async def test_asks_with_the_headers_of_the_credential_once_each(vendor: Vendor,
         assert request.headers["OpenAI-Project"] == "p" and "Cookie" not in request.headers
 
 
-async def test_takes_a_bare_list_too(vendor: Vendor, fetch: VendorModels) -> None:
+async def test_takes_a_bare_list_too(vendor: Vendor, fetch: Fetch) -> None:
     base_url = await vendor(lambda request: web.json_response([{"id": "m"}]))
     assert await Pool(fetch, credential("A", base_url)).names() == ["m"]
 
@@ -300,7 +294,7 @@ BAD = {
 
 @pytest.mark.parametrize("reason", BAD)
 async def test_what_is_no_list_of_models_is_a_failure(
-    reason: str, vendor: Vendor, fetch: VendorModels, caplog: pytest.LogCaptureFixture
+    reason: str, vendor: Vendor, fetch: Fetch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[str] = []
 
