@@ -10,7 +10,7 @@ from typing import Any
 from broker.simulator import Fault, SimCredential, Simulator
 from broker.simulator.record import TurnRecord
 from broker.stage import CLIENT_KEY, Stage
-from tests.clients.balancer import Balancer
+from tests.balancer import Balancer
 from tests.scenarios.house import KEY, House, wait_until
 
 BOUNDARIES = {"A": "org-a", "B": "org-a", "C": "org-a"}

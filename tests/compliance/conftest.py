@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from tests import engines
-from tests.compliance.stage import BOUNDARIES, VENDOR_KEY, Probed, two_nodes
+from tests.compliance.stage import BOUNDARIES, VENDOR_KEY, two_nodes
 from tests.compliance.target import WITHIN, Target
 from tests.scenarios.house import KEY, House
 
@@ -62,18 +62,3 @@ def target(request: pytest.FixtureRequest) -> Target:
     """Each of them."""
     found: Target = request.getfixturevalue(request.param)
     return found
-
-
-@pytest.fixture(scope="session")
-def probed() -> Probed:
-    """One answer for the whole run."""
-    return Probed()
-
-
-@pytest.fixture
-async def over_http(probed: Probed, target: Target) -> Target:
-    """The target, if it takes requests over HTTP; where it says that it takes none, the test is skipped and says so."""
-    if target.key == VENDOR_KEY:
-        return target
-    await probed.require(target)
-    return target

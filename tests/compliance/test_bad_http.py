@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
-import aiohttp
 import orjson
 import pytest
 from backports import zstd
@@ -18,8 +17,7 @@ from broker.edge.app import Listeners
 from broker.edge.wiring import Bounds
 from tests.compliance.plain_http import Answered, Connection, connected, request
 from tests.compliance.schemas import ResponseResource, checked
-from tests.compliance.stage import Probed, pool
-from tests.compliance.target import Target
+from tests.compliance.stage import pool
 from tests.scenarios.house import KEY, OTHER_KEY, House, counted, wait_until
 
 LIMIT = 256 * 1024
@@ -30,12 +28,11 @@ PATH = "/v1/responses"
 
 
 @pytest.fixture
-async def node(house: House, http: aiohttp.ClientSession, probed: Probed) -> Listeners:
+async def node(house: House) -> Listeners:
     """A node that serves one model, takes small bodies, and waits for them half a second."""
     bounds = Bounds(hold=1.0, first_event=5.0, silence=5.0, leave=3.0, request=0.5, max_frame=LIMIT)
     models = [replace(credential, models=frozenset({"sim-1"})) for credential in pool(house)]
     started = await house.node(credentials=models, bounds=bounds)
-    await probed.require(Target(f"http://127.0.0.1:{started.client_port}/v1", KEY, http))
     house.sim.forget()
     return started
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.compliance.balancer import Balancer
+from tests.balancer import Balancer
 from tests.compliance.stage import two_nodes
 from tests.compliance.target import Target
 from tests.scenarios.house import KEY, House, wait_until

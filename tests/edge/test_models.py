@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +20,7 @@ from broker.simulator import Fault, SimCredential, Simulator
 from broker.upstream.dialer import Dialer, DialSettings
 from broker.upstream.identity import Identity
 from tests.scenarios.house import wait_until
+from tests.serving import serving
 
 
 @pytest.fixture
@@ -72,23 +74,16 @@ Vendor = Callable[[Callable[[web.Request], web.StreamResponse]], Awaitable[str]]
 @pytest.fixture
 async def vendor() -> AsyncIterator[Vendor]:
     """Start a vendor that answers everything with what `answer` returns; the answer is its base_url."""
-    runners: list[web.AppRunner] = []
+    async with AsyncExitStack() as running:
 
-    async def start(answer: Callable[[web.Request], web.StreamResponse]) -> str:
-        async def handle(request: web.Request) -> web.StreamResponse:
-            return answer(request)
+        async def start(answer: Callable[[web.Request], web.StreamResponse]) -> str:
+            async def handle(request: web.Request) -> web.StreamResponse:
+                return answer(request)
 
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", handle)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-        await runner.setup()
-        runners.append(runner)
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+            route = web.route("*", "/{path:.*}", handle)
+            return await running.enter_async_context(serving(route, cancels=True)) + "/v1"
 
-    yield start
-    for runner in runners:
-        await runner.cleanup()
+        yield start
 
 
 # --- merged ---

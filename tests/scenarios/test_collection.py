@@ -20,6 +20,7 @@ from broker.upstream.link import Link
 from broker.upstream.passage import Passage
 from tests.circles import uncollected
 from tests.scenarios.house import House, plain, wait_until
+from tests.serving import serving
 
 OURS = (ClientSocket, Link, Links, Tap, Passage, TurnDriver, Turn, Session, SocketMemory)
 
@@ -62,15 +63,8 @@ async def refusing() -> AsyncIterator[str]:
     async def refuse(request: web.Request) -> web.Response:
         return web.json_response({"error": {"message": "Service unavailable."}}, status=503)
 
-    app = web.Application()
-    app.router.add_get("/v1/responses", refuse)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    finally:
-        await runner.cleanup()
+    async with serving(web.get("/v1/responses", refuse)) as address:
+        yield address + "/v1"
 
 
 @pytest.mark.parametrize("refusal", ["connection", "handshake"])

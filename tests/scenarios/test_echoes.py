@@ -19,6 +19,7 @@ from broker.edge.app import Listeners
 from broker.edge.wiring import Bounds
 from broker.simulator.credentials import SimOptions
 from tests.scenarios.house import House, Plain, conversation, counted, plain, wait_until
+from tests.serving import serving
 
 Frame = dict[str, Any]
 
@@ -97,19 +98,14 @@ class Upstream:
 async def upstream(script: Script) -> AsyncIterator[Upstream]:
     """A running scripted vendor."""
     vendor = Upstream(script)
-    app = web.Application()
-    app.router.add_get("/v1/responses", vendor.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    vendor.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    try:
-        yield vendor
-    finally:
-        for task in vendor.said:
-            task.cancel()
-        await asyncio.gather(*vendor.said, return_exceptions=True)
-        await runner.cleanup()
+    async with serving(web.get("/v1/responses", vendor.handle)) as address:
+        vendor.url = address + "/v1"
+        try:
+            yield vendor
+        finally:
+            for task in vendor.said:
+                task.cancel()
+            await asyncio.gather(*vendor.said, return_exceptions=True)
 
 
 def answer(text: str) -> Frame:

@@ -23,6 +23,7 @@ from broker.upstream.exchange import Exchanges
 from tests.circles import uncollected
 from tests.scenarios.house import KEY, House, by, counted, everything_in, wait_until
 from tests.scenarios.test_collection import OURS
+from tests.serving import serving
 
 Build = Callable[..., Awaitable[House]]
 
@@ -211,17 +212,9 @@ class Firehose:
 @contextlib.asynccontextmanager
 async def firehose(pieces: int) -> AsyncIterator[Firehose]:
     vendor = Firehose(pieces)
-    app = web.Application()
-    app.router.add_post("/v1/responses", vendor.answer)
-    app.router.add_get("/v1/responses", vendor.converse)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    vendor.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    try:
+    async with serving(web.post("/v1/responses", vendor.answer), web.get("/v1/responses", vendor.converse)) as address:
+        vendor.url = address + "/v1"
         yield vendor
-    finally:
-        await runner.cleanup()
 
 
 async def stands_still(vendor: Firehose) -> int:

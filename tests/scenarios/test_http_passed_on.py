@@ -29,6 +29,7 @@ from tests.scenarios.house import (
     server_sent,
     wait_until,
 )
+from tests.serving import serving
 
 Build = Callable[..., Awaitable[House]]
 Body = dict[str, Any]
@@ -267,16 +268,9 @@ class Vendor:
 @contextlib.asynccontextmanager
 async def vendor_of(answer: Answering) -> AsyncIterator[Vendor]:
     vendor = Vendor(answer)
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", vendor.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    vendor.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    try:
+    async with serving(web.route("*", "/{path:.*}", vendor.handle)) as address:
+        vendor.url = address + "/v1"
         yield vendor
-    finally:
-        await runner.cleanup()
 
 
 ODD = (

@@ -17,6 +17,7 @@ from broker.edge.app import Listeners
 from broker.simulator import Fault, SessionClient
 from broker.simulator.manners import Manner
 from tests.scenarios.house import House, by, conversation, counted, held_against, plain, wait_until
+from tests.serving import serving
 
 Build = Callable[..., Awaitable[House]]
 
@@ -286,16 +287,9 @@ class Counting:
 @contextlib.asynccontextmanager
 async def counting() -> AsyncIterator[Counting]:
     vendor = Counting()
-    app = web.Application()
-    app.router.add_post("/v1/responses", vendor.answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    vendor.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    try:
+    async with serving(web.post("/v1/responses", vendor.answer)) as address:
+        vendor.url = address + "/v1"
         yield vendor
-    finally:
-        await runner.cleanup()
 
 
 @pytest.mark.parametrize("below", ["socket", "request"])

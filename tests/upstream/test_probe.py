@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from broker.domain.failure import Failure, FailureKind
 from broker.simulator import Fault, SimCredential, Simulator
 from broker.upstream.probe import MODELS, OFF, RESPONSE, WARMUP, Prober, plan
 from tests.scenarios.house import wait_until
+from tests.serving import serving
 from tests.upstream.directory import SECRET as TOKEN_SECRET
 from tests.upstream.directory import Directory
 
@@ -54,24 +56,17 @@ Vendor = Callable[..., Awaitable[str]]
 @pytest.fixture
 async def vendor() -> AsyncIterator[Vendor]:
     """Start a vendor that answers everything with what `answer` returns; the answer is its base_url."""
-    runners: list[web.AppRunner] = []
+    async with AsyncExitStack() as running:
 
-    async def start(answer: Callable[[web.Request], web.StreamResponse | Awaitable[web.StreamResponse]]) -> str:
-        async def handle(request: web.Request) -> web.StreamResponse:
-            made = answer(request)
-            return made if isinstance(made, web.StreamResponse) else await made
+        async def start(answer: Callable[[web.Request], web.StreamResponse | Awaitable[web.StreamResponse]]) -> str:
+            async def handle(request: web.Request) -> web.StreamResponse:
+                made = answer(request)
+                return made if isinstance(made, web.StreamResponse) else await made
 
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", handle)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-        await runner.setup()
-        runners.append(runner)
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+            route = web.route("*", "/{path:.*}", handle)
+            return await running.enter_async_context(serving(route, cancels=True)) + "/v1"
 
-    yield start
-    for runner in runners:
-        await runner.cleanup()
+        yield start
 
 
 async def failed(prober: Prober, credential: Credential, kind: str) -> Failure:

@@ -12,6 +12,7 @@ import orjson
 from aiohttp import web
 
 from broker.domain.credential import Secret
+from tests.serving import serving
 
 
 @dataclass
@@ -66,13 +67,6 @@ async def receiving() -> AsyncIterator[Receiver]:
     """A receiver that listens."""
     receiver = Receiver()
     receiver.open.set()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", receiver.take)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    receiver.port = runner.addresses[0][1]
-    try:
+    async with serving(web.route("*", "/{path:.*}", receiver.take), cancels=True) as address:
+        receiver.port = int(address.rpartition(":")[2])
         yield receiver
-    finally:
-        await runner.cleanup()

@@ -67,15 +67,15 @@ class Balancer:
             writer.transport.abort()
 
     async def _join(self, reader: Reader, writer: Writer, inner_reader: Reader, inner_writer: Writer) -> None:
-        ways = [
-            asyncio.create_task(self._pour(reader, inner_writer, noted=True)),
-            asyncio.create_task(self._pour(inner_reader, writer)),
-        ]
+        up = asyncio.create_task(self._send_up(reader, inner_writer))
+        down = asyncio.create_task(self._pour(inner_reader, writer))
+        ways = (up, down)
         try:
-            # whoever closes first ends both ways: no client here waits for an answer after it has closed
+            # a target's end is the end; a client that has no more to say may still hear
             done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             for way in done:
                 way.result()
+            await down
         except (OSError, asyncio.CancelledError):
             inner_writer.transport.abort()  # one side has reset its connection: so is the other
             raise
@@ -97,6 +97,11 @@ class Balancer:
             except OSError:
                 continue
         raise ConnectionRefusedError("no target takes connections")
+
+    async def _send_up(self, reader: Reader, inner_writer: Writer) -> None:
+        await self._pour(reader, inner_writer, noted=True)
+        inner_writer.write_eof()
+        await inner_writer.drain()
 
     async def _pour(self, source: Reader, sink: Writer, noted: bool = False) -> None:
         """All that comes, at the pace of who takes it."""
