@@ -171,13 +171,14 @@ async def test_believes_a_vendor_that_says_by_comments_that_it_is_at_work(house:
 async def test_a_warm_up_that_is_answered_here_proves_nothing(build: Build) -> None:
     house = await build({"A": "org-a"})
     node = await house.node(credentials=by(house.credentials(), "http"))
-    house.sim.faults.set("A", "invalid_api_key")
+    house.sim.faults.set("A", "unauthorized_generic")
     client = await house.connected(node)
     assert not (await client.turn("one")).ok
-    out = held_against(node)
-    assert out
-    await client.turn("ahead", parent=None, extra={"generate": False})
-    assert held_against(node) == out, "nobody was asked"
+    doubted = held_against(node)
+    assert list(doubted.values()) == ["suspect"], "it is doubted, and takes turns all the same"
+    asked = len(house.sim.turns)
+    assert (await client.turn("ahead", parent=None, extra={"generate": False})).ok
+    assert len(house.sim.turns) == asked and held_against(node) == doubted, "nobody was asked"
 
 
 async def test_an_error_that_is_null_is_none(house: House) -> None:
